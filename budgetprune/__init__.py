@@ -1,0 +1,1 @@
+"""Token budgets for vision-language models."""

@@ -1,0 +1,104 @@
+// select_topk.cuh: keep the k best tokens of each row, in their own order.
+//
+//   scores  [rows, n]     any float type, higher is kept
+//   keep    [rows]        how many of each row, or null: kmax of every row
+//   kept    [rows, kmax]  ascending positions, padded with -1
+// Ties go to the lower position, so CPU and GPU agree bit for bit.
+// Radix select, 8 bits a pass: Alabi et al., "Fast k-Selection Algorithms for Graphics
+// Processing Units", JEA 2012.
+#pragma once
+#include "team.cuh"
+
+namespace budgetprune {
+
+// Order-preserving key: a > b as floats <=> key(a) > key(b) as unsigned. -0 equals +0 and NaN ranks
+// first, as in torch.sort. Integer work only, so NVRTC's flushing of denormals changes nothing.
+BP_FN u32 radix_key(float score) {
+  u32 bits;
+  memcpy(&bits, &score, sizeof bits);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0xffffffffu;
+  if (bits == 0x80000000u) bits = 0u;
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+BP_FN u64 radix_key(double score) {
+  u64 bits;
+  memcpy(&bits, &score, sizeof bits);
+  if ((bits & 0x7fffffffffffffffull) > 0x7ff0000000000000ull) return ~0ull;
+  if (bits == 0x8000000000000000ull) bits = 0ull;
+  return bits >> 63 ? ~bits : bits | 0x8000000000000000ull;
+}
+template <typename T>
+struct KeyOf {
+  using Float = float;
+  using Key = u32;
+};
+template <>
+struct KeyOf<double> {
+  using Float = double;
+  using Key = u64;
+};
+template <typename T>
+BP_FN typename KeyOf<T>::Key key_of(T score) {
+  return radix_key(static_cast<typename KeyOf<T>::Float>(score));
+}
+
+// The k-th best key of a row, and in `need` how many tokens with exactly that key stay.
+// `counts` is 256 ints of scratch shared by the team. k must be at least 1.
+template <typename Team, typename T>
+BP_FN typename KeyOf<T>::Key kth_key(const Team& team, const T* scores, i32 n, i32 k, i32* counts, i32& need) {
+  using Key = typename KeyOf<T>::Key;
+  Key prefix = 0, mask = 0;
+  need = k;
+  for (i32 shift = 8 * i32(sizeof(Key)) - 8; shift >= 0; shift -= 8) {
+    for (i32 b = team.rank(); b < 256; b += team.size()) counts[b] = 0;
+    team.sync();
+    for (i32 i = team.rank(); i < n; i += team.size()) {
+      const Key key = key_of(scores[i]);
+      if ((key & mask) == prefix) team.add(&counts[(key >> shift) & 255u], 1);
+    }
+    team.sync();
+    i32 digit = 255;  // every thread walks the same 256 counts, so all agree
+    while (digit > 0 && counts[digit] < need) need -= counts[digit--];
+    prefix |= Key(digit) << shift;
+    mask |= Key(255) << shift;
+    team.sync();
+  }
+  return prefix;
+}
+
+// One row.
+template <typename Team, typename T>
+BP_FN void select_topk_row(const Team& team, const T* scores, i32 n, i32 k, i32 kmax, i32* counts, i32* kept) {
+  using Key = typename KeyOf<T>::Key;
+  for (i32 i = k + team.rank(); i < kmax; i += team.size()) kept[i] = -1;
+  if (k <= 0) return;
+  i32 need;
+  const Key kth = kth_key(team, scores, n, k, counts, need);
+  i32 written = 0, equal_seen = 0;
+  for (i32 base = 0; base < n; base += team.size()) {
+    const i32 i = base + team.rank();
+    const Key key = i < n ? key_of(scores[i]) : Key(0);
+    const bool equal = i < n && key == kth;
+    i32 equal_total, keep_total;
+    const i32 equal_before = equal_seen + team.scan(equal, equal_total);
+    const bool keep = i < n && (key > kth || (equal && equal_before < need));
+    const i32 slot = written + team.scan(keep, keep_total);
+    if (keep) kept[slot] = i;
+    equal_seen += equal_total;
+    written += keep_total;
+  }
+}
+
+#ifdef __CUDACC__
+// One block per row. Read by nvcc through select_topk.cu and by NVRTC directly.
+template <typename T>
+__global__ void select_topk_kernel(const T* scores, const i32* keep, i32 n, i32 kmax, i32* kept) {
+  __shared__ i32 counts[256], warp_sums[33];
+  const i64 row = blockIdx.x;
+  i32 k = keep ? keep[row] : kmax;
+  k = k < 0 ? 0 : k > kmax ? kmax : k;
+  select_topk_row(BlockTeam{warp_sums}, scores + row * n, n, k, kmax, counts, kept + row * kmax);
+}
+#endif
+
+}  // namespace budgetprune
