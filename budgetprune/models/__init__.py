@@ -1,0 +1,12 @@
+"""How a plan enters a Hugging Face vision-language model, and leaves it. One family per file."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from .adapter import from_pretrained
+from .pruning import Pruning, prune, unprune
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Pruning", "from_pretrained", "prune", "unprune"]

@@ -1,0 +1,77 @@
+"""Saving and loading what a pruner is: method, options, budget, and its trained weights if it has any."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from torch import nn
+
+from .pruning import Pruning, prune
+
+CONFIG, WEIGHTS = "budgetprune_config.json", "budgetprune_model.safetensors"
+
+
+def save_pretrained(model: nn.Module, folder) -> None:
+    """Writes budgetprune_config.json and, for trained methods, budgetprune_model.safetensors into `folder`.
+
+    Each file is written aside and renamed, so a folder never holds half of one.
+    """
+    from safetensors.torch import save_file
+
+    pruner, folder = model.budget_pruner, Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in pruner.state_dict().items()}
+    if weights:
+        _replace(folder / WEIGHTS, lambda path: save_file(weights, path, {"format": "pt"}))
+    config = {"method": pruner.selector.name, "options": pruner.selector.options(),
+              "keep": pruner.budget.keep if pruner.budget else None, "train_keep": pruner.train_keep}
+    _replace(folder / CONFIG, lambda path: Path(path).write_text(json.dumps(config, indent=2) + "\n"))
+
+
+def from_pretrained(model: nn.Module, folder, *, keep=None) -> Pruning:
+    """Prunes `model` as saved in `folder`; `keep` overrides the saved budget.
+
+    FileNotFoundError: no pruner in `folder`. ValueError: its weights do not fit this model.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"no {CONFIG} in {folder}")
+    config = json.loads((folder / CONFIG).read_text())
+    saved = config["keep"]
+    pruning = prune(model, config["method"], keep=keep if keep is not None else saved,
+                    train_keep=config["train_keep"] and tuple(config["train_keep"]), **config["options"])
+    try:
+        load_weights(model, folder)
+    except ValueError:
+        pruning.remove()
+        raise
+    return pruning
+
+
+def load_weights(model: nn.Module, folder) -> None:
+    """Reads the trained weights in `folder`, if the method has any, into an already pruned model.
+
+    ValueError: they do not fit this model.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(folder) / WEIGHTS
+    if path.is_file():
+        try:
+            model.budget_pruner.load_state_dict(load_file(path))
+        except RuntimeError as error:
+            raise ValueError(f"the pruner in {folder} was trained for another model: {error}") from error
+
+
+def _replace(path: Path, write) -> None:
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    os.close(handle)
+    try:
+        write(aside)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,63 @@
+"""Attention layers that can be looked into, and gated, without touching their model.
+
+A layer is *tapped* by giving its attention module a copy of its config whose attention function is
+`attention` below; without anything to do, that calls the function that the model asked for. The mask
+is made by the model from its own, unchanged config, so padding is never lost.
+"""
+
+import copy
+import sys
+from contextvars import ContextVar
+
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ..ops import gated_attention
+
+NAME = "budgetprune"
+
+# The encoder call in progress in this thread, or None: it is shown queries and keys of tapped layers.
+encoding: ContextVar = ContextVar("budgetprune_encoding", default=None)
+
+
+def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, *,
+              budgetprune_gate=None, budgetprune_probe=None, **kwargs):
+    """The attention function of a tapped layer: gated in training, shown to a probe, otherwise the model's own.
+
+    budgetprune_gate: (gate [B, L], mask [B, L] bool or None). budgetprune_probe: called with module, q, k.
+    """
+    if budgetprune_gate is not None:
+        if dropout:
+            raise ValueError(f"attention dropout must be 0 where gates act inside attention, got {dropout}")
+        gate, mask = budgetprune_gate
+        return gated_attention(query, key, value, gate, mask=mask, causal=True, scale=scaling).transpose(1, 2), None
+    probe = budgetprune_probe or encoding.get()
+    if probe is not None:
+        probe(module, query, key)
+    tapped, base = module.config, module.config.budgetprune_base
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    real = ALL_ATTENTION_FUNCTIONS.get_interface(base._attn_implementation, eager)
+    module.config = base  # flash attention reads the implementation back from the module
+    try:
+        return real(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    finally:
+        module.config = tapped
+
+
+AttentionInterface.register(NAME, attention)
+
+
+def tap(module) -> None:
+    """Routes an attention module through `attention`. Tapping twice changes nothing."""
+    if getattr(module.config, "budgetprune_base", None) is None:
+        tapped = copy.copy(module.config)
+        tapped.budgetprune_base = module.config
+        tapped._attn_implementation = NAME
+        module.config = tapped
+
+
+def untap(module) -> None:
+    """Gives the module back the very config object it had."""
+    base = getattr(module.config, "budgetprune_base", None)
+    if base is not None:
+        module.config = base

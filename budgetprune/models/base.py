@@ -1,0 +1,67 @@
+"""What is particular to a family of vision-language models: where its image tokens come from and go to."""
+
+from typing import ClassVar
+
+from torch import nn
+
+_registry: list[type["Family"]] = []
+
+
+class Family:
+    """One family of models. A new family is one new file with a subclass; nothing else names it.
+
+    classes: names of the transformers classes it serves, subclasses of them included.
+    image_arguments: forward arguments that belong to the encoder and end there.
+    """
+
+    classes: ClassVar[tuple[str, ...]] = ()
+    image_arguments: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        _registry.append(cls)
+
+    def __init__(self, model: nn.Module):
+        """Raises ValueError where a model of the family cannot be pruned, with the reason."""
+
+    # Where things are. All take the model, so that a copy of it is never mistaken for the original.
+
+    def image_token_id(self, model) -> int:
+        raise NotImplementedError
+
+    def projector(self, model) -> nn.Module:
+        raise NotImplementedError
+
+    def decoder(self, model) -> nn.Module:
+        """The text model: its `layers` are the decoder layers, each with `self_attn`."""
+        raise NotImplementedError
+
+    def tower_attention(self, model) -> nn.Module:
+        """The attention module of the tower's last block."""
+        raise NotImplementedError
+
+    def features(self, model) -> tuple[int, int, tuple[int, int]]:
+        """(C, N, (rows, columns)) of the patch features that the projector gets for one image."""
+        raise NotImplementedError
+
+    def has_cls(self, model) -> bool:
+        """Whether the tower has a CLS token."""
+        raise NotImplementedError
+
+    def keeps_cls(self, model, inputs: dict) -> bool:
+        """Whether the language model gets CLS as its first image token."""
+        raise NotImplementedError
+
+    def encode(self, model, inputs: dict, *, cls: bool):
+        """Runs tower and projector on the images of `inputs`; `cls`: the projector gets CLS too, in row 0."""
+        raise NotImplementedError
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a model; TypeError lists what is supported."""
+    names = {cls.__name__ for cls in type(model).__mro__}
+    for family in _registry:
+        if names & set(family.classes):
+            return family(model)
+    known = ", ".join(name for family in _registry for name in family.classes)
+    raise TypeError(f"model must be one of {known}, got {type(model).__name__}")

@@ -1,0 +1,259 @@
+"""prune() and unprune(): a method enters a model by hooks, and leaves nothing behind."""
+
+import functools
+import inspect
+import types
+
+import torch
+from torch import Tensor, nn
+
+from ..budget import TokenBudget
+from ..plan import TokenPlan
+from ..selectors import Selector, build
+from . import attention, decoder
+from .base import Family, family_of
+from .encode import encode, project
+
+
+class Pruner(nn.Module):
+    """The submodule `budget_pruner` of a pruned model: method, budget, and what was decided last.
+
+    Holds no reference to the model, so copies of the model (deepcopy, peft, EMA) stay apart.
+    """
+
+    def __init__(self, selector: Selector, keep, train_keep: tuple[int, int] | None, seed: int):
+        super().__init__()
+        self.selector = selector
+        self.set_keep(keep)
+        self.set_train_keep(train_keep)
+        self.seed, self.offset = seed, 0
+        self.plan: TokenPlan | None = None
+        self.index: Tensor | None = None
+        self.valid: Tensor | None = None
+
+    def set_keep(self, keep) -> None:
+        if keep is None and not self.selector.adaptive_count:
+            raise ValueError(f"keep must be given: {self.selector.name} does not choose the count itself")
+        self.budget = None if keep is None else TokenBudget(keep)
+
+    def set_train_keep(self, train_keep) -> None:
+        if train_keep is not None:
+            low, high = train_keep
+            if not 1 <= low <= high:
+                raise ValueError(f"train_keep must be (K_min, K_max) with 1 <= K_min <= K_max, got {train_keep}")
+        self.train_keep = train_keep
+
+    def family(self, model) -> Family:
+        return family_of(model)
+
+    def counts(self, tokens: list[int], training: bool = False) -> list[int] | None:
+        """Tokens to keep of samples with these many; in training one K for all, drawn from [K_min, K_max]."""
+        if training and self.train_keep is not None:
+            low, high = self.train_keep
+            drawn = int(torch.randint(low, high + 1, ()))
+            return [min(drawn, n) for n in tokens]
+        return None if self.budget is None else self.budget.counts(tokens)
+
+    def next_key(self, tokens: Tensor) -> Tensor:
+        """int64 [2]: in training drawn from torch's generator, which checkpoints restore; else seed and a running offset."""
+        if self.training:
+            seed, offset = int(torch.randint(0, 2**62, ())), 0
+        else:
+            seed, offset = self.seed, self.offset
+            self.offset += (tokens.shape[0] * tokens.shape[1] + 3) // 4
+        return torch.tensor([seed, offset], dtype=torch.int64, device=tokens.device)
+
+    def record(self, plan: TokenPlan | None, index: Tensor | None = None, valid: Tensor | None = None) -> None:
+        self.plan, self.index, self.valid = plan, index, valid
+
+
+class Pruning:
+    """A pruned model, as prune() returns it. Leaving its `with` block, or remove(), restores the model.
+
+    model: the model. plan: the TokenPlan of the last call (one row per image; mid-LLM: per sample).
+    index: [B, L'] int64, the column of the caller's input_ids that each column of the logits belongs to,
+    or None where nothing moved; valid: [B, L'] bool, False in padding.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    @property
+    def plan(self) -> TokenPlan | None:
+        return self.model.budget_pruner.plan
+
+    @property
+    def index(self) -> Tensor | None:
+        return self.model.budget_pruner.index
+
+    @property
+    def valid(self) -> Tensor | None:
+        return self.model.budget_pruner.valid
+
+    @property
+    def selector(self) -> Selector:
+        return self.model.budget_pruner.selector
+
+    def set_keep(self, keep) -> None:
+        """Another budget for the calls to come."""
+        self.model.budget_pruner.set_keep(keep)
+
+    def save_pretrained(self, folder) -> None:
+        """Writes method, options, budget and trained weights to `folder`; budgetprune.from_pretrained reads them."""
+        from .adapter import save_pretrained
+
+        save_pretrained(self.model, folder)
+
+    def remove(self) -> None:
+        unprune(self.model)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.remove()
+
+
+def prune(model: nn.Module, method: str | Selector, *, keep=None, train_keep: tuple[int, int] | None = None,
+          seed: int = 0, **options) -> Pruning:
+    """Makes `model` spend fewer image tokens, in forward, backward and generate, until unprune(model).
+
+    Args:
+        model: a Hugging Face vision-language model, for example LlavaForConditionalGeneration.
+        method: a name out of budgetprune.methods(), or a Selector.
+        keep: tokens kept: an int is a count, a float the fraction kept; a sequence has one per image (mid-LLM
+            methods: per sample). 0 keeps one, N or more keeps all. None where the method chooses (PruMerge).
+        train_keep: (K_min, K_max): in training each step draws its count uniformly; trainable methods only.
+        seed: of methods that draw at random.
+        options: the method's own, for example layer=3 for fastv.
+
+    Returns:
+        Pruning, which is also a context manager.
+
+    Raises:
+        TypeError: a model that is not supported, or `keep` of another type.
+        ValueError: an unknown method or option, a model that cannot be pruned, or a model pruned already.
+    """
+    if "budget_pruner" in model._modules:
+        raise ValueError("model is pruned already; unprune(model) first, or set_keep(...) for another budget")
+    family = family_of(model)
+    if isinstance(method, str):
+        method = build(method, **options)
+    elif options:
+        raise ValueError(f"options go to a method given by name, got {sorted(options)} beside a Selector")
+    if train_keep is not None and not method.trainable:
+        raise ValueError(f"train_keep is for trainable methods, {method.name} is not")
+    if "queries" in method.needs and not family.has_cls(model):
+        raise ValueError(f"{method.name} needs a vision tower with a CLS token")
+    width, patches, _ = family.features(model)
+    if method.trainable:
+        method.bind(width, patches)
+    pruner = Pruner(method, keep, train_keep, seed)
+    reference = next(family.projector(model).parameters())
+    pruner.to(device=reference.device, dtype=reference.dtype).train(model.training)
+
+    handles = []
+    try:
+        if method.place == "llm":
+            handles += decoder.install(model, pruner, family)
+        else:
+            handles.append(family.projector(model).register_forward_pre_hook(project))
+            if method.needs & {"attention", "queries", "keys"}:
+                attention.tap(family.tower_attention(model))
+            if method.trainable:
+                for block in family.decoder(model).layers:
+                    attention.tap(block.self_attn)
+        handles.append(model.register_forward_pre_hook(_before_forward, with_kwargs=True))
+    except Exception:
+        _detach(model, family, handles)
+        raise
+    model.budgetprune_handles = handles  # on the model: peft copies the submodule, and copies would remove nothing
+    model.budget_pruner = pruner
+    model.generate = types.MethodType(functools.wraps(type(model).generate)(_generate), model)
+    return Pruning(model)
+
+
+def unprune(model: nn.Module) -> nn.Module:
+    """Restores a pruned model: bit-equal outputs, no hook, attribute or submodule of ours left. Returns it."""
+    if "budget_pruner" not in model._modules:
+        raise ValueError("model is not pruned")
+    family = family_of(model)
+    _detach(model, family, model.budgetprune_handles)
+    del model.generate, model.budget_pruner, model.budgetprune_handles
+    return model
+
+
+def _detach(model, family, handles):
+    for handle in handles:
+        handle.remove()
+    for module in [family.tower_attention(model), *(block.self_attn for block in family.decoder(model).layers)]:
+        attention.untap(module)
+
+
+# Hooks are functions of the module, not closures: after copy.deepcopy they must act on the copy.
+
+@functools.cache
+def _forward_names(cls):
+    return tuple(inspect.signature(cls.forward).parameters)[1:]
+
+
+def _before_forward(model, args, kwargs):
+    kwargs = {**dict(zip(_forward_names(type(model)), args)), **kwargs}
+    pruner = model.budget_pruner
+    if pruner.selector.place == "llm":
+        return (), decoder.find_image_tokens(model, kwargs)
+    if kwargs.get("pixel_values") is not None and not kwargs.get("mm_encoder_outputs"):
+        inputs = {name: value for name, value in kwargs.items() if value is not None}
+        gates = pruner.selector.trainable and model.training and torch.is_grad_enabled()
+        return (), encode(model, inputs, gates=gates)
+    where = kwargs.get("position_ids")
+    if kwargs.get("attention_mask") is None and where is not None and kwargs.get("past_key_values") is None:
+        # Gaps in position ids without mask and cache would be read as several packed sequences.
+        kwargs["attention_mask"] = torch.ones_like(where.expand(len(kwargs["input_ids"]), -1))
+    return (), kwargs
+
+
+def _generate(self, inputs=None, *args, **kwargs):
+    """generate() on the shrunk prompt; the caller's own prompt stands in front of what comes back."""
+    stock = type(self).generate
+    pruner, ids = self.budget_pruner, kwargs.pop("input_ids", inputs)
+    if ids is None or kwargs.get("pixel_values") is None:
+        return stock(self, ids, *args, **kwargs)
+    if pruner.selector.place == "llm":
+        _refuse_unsound(pruner.selector.name, args, kwargs)
+        token = decoder.prompts.set(len(ids))
+        try:
+            return stock(self, ids, *args, **kwargs)
+        finally:
+            decoder.prompts.reset(token)
+    names = set(_forward_names(type(self)))
+    given = {name: kwargs.pop(name) for name in list(kwargs) if name in names and kwargs[name] is not None}
+    options = {key: given.pop(key) for key in ("past_key_values", "use_cache") if key in given}
+    with torch.no_grad():
+        shrunk = encode(self, {"input_ids": ids, **given}, gates=False)
+    less = ids.shape[1] - shrunk["input_ids"].shape[1]
+    for name in ("max_length", "min_length"):
+        if kwargs.get(name) is not None:
+            kwargs[name] -= less
+    prompt = shrunk.pop("input_ids")
+    result = stock(self, prompt, *args, **shrunk, **options, **kwargs)
+    sequences = result if isinstance(result, Tensor) else result.sequences
+    answers = sequences[:, prompt.shape[1]:]
+    sequences = torch.cat([ids.repeat_interleave(len(answers) // len(ids), dim=0), answers], dim=1)
+    if isinstance(result, Tensor):
+        return sequences
+    result.sequences = sequences
+    return result
+
+
+def _refuse_unsound(name, args, kwargs):
+    """Ways to generate in which the last token of the first forward is not the prompt's last token."""
+    config = kwargs.get("generation_config") or (args[0] if args else None)
+    for option in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
+        if kwargs.get(option) is not None or getattr(config, option, None) is not None:
+            raise ValueError(f"{option} cannot be used with {name}: it ranks image tokens by the prompt's last token, "
+                             "which must be in the first forward and be the last there; leave the option out, or use "
+                             "a method that prunes before the language model")
+
+
+__all__ = ["Pruner", "Pruning", "prune", "unprune"]

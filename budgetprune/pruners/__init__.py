@@ -1,0 +1,6 @@
+"""Trained selection: the budget embedding, and the controller that turns features into gates."""
+
+from .budget_embedding import BudgetEmbedding
+from .controller import ControllerOutput, VisionTokenController
+
+__all__ = ["BudgetEmbedding", "ControllerOutput", "VisionTokenController"]

@@ -1,0 +1,92 @@
+"""Decides which vision tokens stay under a budget, and learns to."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..budget import TokenBudget
+from ..ops import gumbel_topk, select_topk
+from .budget_embedding import BudgetEmbedding
+
+FUSIONS = ("add", "concat", "cross", "none")
+NOISE_OF = {"race": "gumbel", "softmax": "gumbel", "fermi": "logistic"}
+
+
+class ControllerOutput(NamedTuple):
+    """logits [B, N]; gate [B, N], exactly 0 or 1, with gradient in training; kept [B, Kmax] int32 ascending."""
+
+    logits: Tensor
+    gate: Tensor
+    kept: Tensor
+
+
+class VisionTokenController(nn.Module):
+    """Budget-conditioned logits per patch, and from them exactly K patches.
+
+    Training: hard Gumbel top-K, gradient by `estimator`. Inference: the K largest logits, no noise.
+
+    vision_dim: C of the patch features. num_patches: N the controller is made for; it sizes the learned
+        position bias and is checked against the features.
+    tau: temperature of the selection; divides the logits (race, fermi) or the noisy logits (softmax).
+    use_cls: CLS takes part: where the model keeps it, it is always kept; where the model drops it, it is
+        put first, so that [B, 1+K, C] reaches the projector.
+    estimator: "race", "fermi" or "softmax", see ops.gumbel_topk.
+    fusion: how the budget meets the patches: "add" or "concat" into the per-patch MLP, "cross": the budget
+        attends to the patches and its reading is added to each of them, "none": logits without budget.
+    hidden_dim: width of the per-patch MLP.
+    """
+
+    def __init__(self, vision_dim: int, num_patches: int, tau: float = 5.0, use_cls: bool = True, *,
+                 estimator: str = "race", fusion: str = "add", hidden_dim: int | None = None):
+        super().__init__()
+        if estimator not in NOISE_OF:
+            raise ValueError(f"estimator must be one of {sorted(NOISE_OF)}, got {estimator!r}")
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion must be one of {FUSIONS}, got {fusion!r}")
+        if not tau > 0:
+            raise ValueError(f"tau must be positive, got {tau}")
+        self.num_patches, self.tau, self.use_cls = num_patches, tau, use_cls
+        self.estimator, self.fusion = estimator, fusion
+        width = hidden_dim or vision_dim
+        self.norm = nn.LayerNorm(vision_dim)
+        self.budget = BudgetEmbedding(vision_dim) if fusion != "none" else None
+        self.reader = nn.MultiheadAttention(vision_dim, 1, batch_first=True) if fusion == "cross" else None
+        joined = vision_dim * (2 if fusion == "concat" else 1)
+        self.head = nn.Sequential(nn.Linear(joined, width), nn.GELU(), nn.Linear(width, 1))
+
+    def logits(self, features: Tensor, budget: Tensor) -> Tensor:
+        """[B, N] from features [B, N, C] and budgets [B], the fraction kept."""
+        if features.dim() != 3 or features.shape[1] != self.num_patches:
+            raise ValueError(f"features must be [B, {self.num_patches}, C], got shape {list(features.shape)}")
+        patches = self.norm(features.to(self.norm.weight.dtype))
+        if self.fusion != "none":
+            embedded = self.budget(budget)[:, None]
+            if self.fusion == "cross":
+                embedded = embedded + self.reader(embedded, patches, patches, need_weights=False)[0]
+            if self.fusion == "concat":
+                patches = torch.cat([patches, embedded.expand_as(patches)], dim=-1)
+            else:
+                patches = patches + embedded
+        return self.head(patches).squeeze(-1).float()
+
+    def forward(self, features: Tensor, keep: int | float | list | Tensor, *, key: Tensor | None = None) -> ControllerOutput:
+        """Selects. keep: a count or a fraction, for all samples or one per sample; 0 keeps one, N or more all.
+
+        key: int64 [2], needed in training; the same key draws the same noise on any device.
+        """
+        b, n = features.shape[:2]
+        counts = TokenBudget(keep).counts([n] * b)
+        budget = torch.tensor([k / n for k in counts], device=features.device)
+        logits = self.logits(features, budget)
+        same = counts[0] if len(set(counts)) == 1 else counts
+        if self.training:
+            if key is None:
+                raise ValueError("key must be given in training: int64 [2], Philox seed and offset")
+            gate, kept = gumbel_topk(logits, same, key=key, tau=self.tau, estimator=self.estimator,
+                                     noise=NOISE_OF[self.estimator])
+        else:
+            kept = select_topk(logits, same)
+            padded = logits.new_zeros(b, n + 1).scatter(1, kept.long().remainder(n + 1), 1.0)
+            gate = padded[:, :n]
+        return ControllerOutput(logits, gate, kept)

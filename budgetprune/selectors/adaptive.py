@@ -1,0 +1,73 @@
+"""The trained pruner: a budget and a controller choose which tokens stay."""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from ..pruners import VisionTokenController
+from .base import Selector, TokenView, ragged
+
+
+class Adaptive(nn.Module, Selector):
+    """score[n] = controller(features, budget)[n], learned from the language-model loss alone.
+
+    In training all tokens stay in the sequence and the hard gates act inside the attention of every
+    decoder layer (DynamicViT, Rao et al. 2021, eq. 11), so a dropped token learns what it would have
+    been worth; at inference the tokens are really removed and the kept ones hold their original
+    positions, which gives the same output. Gates on gathered features, the usual form, train worse
+    than random selection does.
+
+    Options are those of pruners.VisionTokenController. The module is made when it meets its model.
+    """
+
+    name = "adaptive"
+    positions = "original"
+    trainable: ClassVar[bool] = True
+
+    def __init__(self, tau: float = 5.0, use_cls: bool = False, estimator: str = "race", fusion: str = "add",
+                 hidden_dim: int | None = None):
+        super().__init__()
+        self._options = {"tau": tau, "use_cls": use_cls, "estimator": estimator, "fusion": fusion,
+                         "hidden_dim": hidden_dim}
+        self.use_cls = use_cls
+        self.controller = None
+
+    def options(self) -> dict:
+        return dict(self._options)
+
+    def bind(self, vision_dim: int, num_patches: int) -> None:
+        """Makes the controller for a model with this feature width and number of patches."""
+        if self.controller is None:
+            self.controller = VisionTokenController(vision_dim, num_patches, **self._options)
+
+    def _controller(self):
+        if self.controller is None:
+            raise RuntimeError("adaptive has no controller yet: bind(vision_dim, num_patches), or prune a model with it")
+        return self.controller
+
+    def score(self, view: TokenView):
+        n = view.tokens.shape[1]
+        raise_if_ragged(view)
+        budget = torch.full((len(view.tokens),), 1.0, device=view.tokens.device)
+        return self._controller().logits(view.tokens, budget) if n else budget[:, None]
+
+    def plan(self, view: TokenView, keep):
+        keep = self.require(keep)
+        raise_if_ragged(view)
+        controller = self._controller()
+        was_training = controller.training
+        try:
+            return ragged(controller.eval()(view.tokens, keep).kept, keep)
+        finally:
+            controller.train(was_training)
+
+    def gate(self, view: TokenView, keep):
+        """[B, N], exactly 0 or 1, with gradient to the controller; what training puts inside attention."""
+        raise_if_ragged(view)
+        return self._controller()(view.tokens, self.require(keep), key=view.need("key")).gate
+
+
+def raise_if_ragged(view: TokenView) -> None:
+    if view.valid is not None and not bool(view.valid.all()):
+        raise ValueError("adaptive needs the same number of patches in every image")

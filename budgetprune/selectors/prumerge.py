@@ -1,0 +1,103 @@
+"""PruMerge: keep the outliers of CLS attention, merge their neighbours into them."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..ops import attention_received
+from ..plan import TokenPlan
+from .base import Selector, TokenView
+
+
+def cls_attention(view: TokenView) -> tuple[Tensor, Tensor]:
+    """a [B, N], attention from CLS to each token, and the keys [B, N, H*D], all heads as one."""
+    queries, keys = (view.need(name).transpose(1, 2).flatten(2) for name in ("queries", "keys"))
+    if view.prefix < 1:
+        raise ValueError("PruMerge needs a vision tower with a CLS token")
+    a = attention_received(queries[:, None, :1], keys[:, None], rows="cls", scale=keys.shape[-1] ** -0.5)
+    return a[:, view.prefix:], keys[:, view.prefix:]
+
+
+def outliers(a: Tensor) -> Tensor:
+    """[B] int64, tokens of each row above Q3 + 1.5 (Q3 - Q1), at least one."""
+    q1, q3 = torch.quantile(a.double(), torch.tensor([0.25, 0.75], dtype=torch.double, device=a.device), dim=1)
+    return (a > (q3 + 1.5 * (q3 - q1))[:, None]).sum(1).clamp_min(1)
+
+
+def neighbour_weights(a: Tensor, keys: Tensor, rows: Tensor, neighbours: int) -> Tensor:
+    """[B, M, N]: row m adds to token rows[m] the a-weighted `neighbours` tokens with the nearest keys."""
+    unit = torch.nn.functional.normalize(keys.float(), dim=-1)
+    chosen = unit.gather(1, rows.clamp_min(0)[..., None].expand(-1, -1, unit.shape[-1]))
+    cosine = (chosen @ unit.transpose(1, 2)).scatter(2, rows.clamp_min(0)[..., None], -torch.inf)
+    nearest = cosine.topk(min(neighbours, a.shape[1] - 1), dim=2).indices
+    weights = a[:, None].expand_as(cosine)
+    merge = torch.zeros_like(cosine).scatter(2, nearest, weights.gather(2, nearest))
+    return merge.scatter(2, rows.clamp_min(0)[..., None], 1.0)
+
+
+def without_extra(keep: list[int], a: Tensor) -> Tensor:
+    """[B] int64, tokens of an exact budget beside the extra one, which a budget of 1 or of N has no room for."""
+    total = torch.tensor(keep, device=a.device)
+    return torch.where(total >= a.shape[1], total, (total - 1).clamp_min(1))
+
+
+@dataclass(frozen=True)
+class PruMerge(Selector):
+    """a = softmax(q_cls k / sqrt(C)), all heads as one; the outliers of a stay, and take their neighbours in.
+
+    Shang et al., 2024, "LLaVA-PruMerge"; the rule is the authors' code at batch 1. Kept token i becomes
+    x_i + sum of a_j x_j over the 32 tokens j whose keys are nearest to key i by cosine (kept or not, not
+    normalised); one more token, sum of a_j x_j over the dropped, goes last. q and k come from the tower's
+    last block. `keep=None`: the count is the number of outliers a > Q3 + 1.5 IQR, plus the extra token.
+    An int: exactly that many tokens reach the language model, the extra one included (keep = 1 has none).
+
+    Departures: outliers are counted per image, not over the flattened batch; without any outlier one
+    token stays; the tower's last block is found, not block 23.
+    order: "attention", as published: kept tokens in falling a; "raster" keeps their order in the image.
+    """
+
+    name = "prumerge"
+    needs: ClassVar = frozenset({"queries", "keys"})
+    adaptive_count: ClassVar = True
+
+    neighbours: int = 32
+    order: str = "attention"
+
+    def __post_init__(self):
+        if self.order not in ("attention", "raster"):
+            raise ValueError(f"order must be 'attention' or 'raster', got {self.order!r}")
+        if self.neighbours < 0:
+            raise ValueError(f"neighbours must be at least 0, got {self.neighbours}")
+
+    def chosen(self, a: Tensor, keep: list[int] | None) -> tuple[Tensor, Tensor]:
+        """(order [B, N] of all tokens with the kept ones first, how many are kept [B], the extra one not counted)."""
+        count = outliers(a) if keep is None else without_extra(keep, a)
+        return a.argsort(dim=1, descending=True, stable=True), count
+
+    def plan(self, view: TokenView, keep) -> TokenPlan:
+        a, keys = cls_attention(view)
+        b, n = a.shape
+        if keep is not None and min(keep) >= n:
+            return TokenPlan(torch.arange(n, dtype=torch.int32, device=a.device).expand(b, n))
+        order, count = self.chosen(a, keep)
+        m = int(count.max())
+        filled = torch.arange(m, device=a.device) < count[:, None]
+        rows = order[:, :m].masked_fill(~filled, n)
+        ascending = rows.sort(dim=1).values
+        if self.order == "raster":
+            rows = ascending
+        kept = ascending.masked_fill(ascending == n, -1).int()
+        merge = neighbour_weights(a, keys, rows.masked_fill(rows == n, -1), self.neighbours)
+        if keep is not None:  # a sample that keeps everything stays as it is
+            whole = (count == n)[:, None, None]
+            merge = torch.where(whole, torch.eye(m, n, device=a.device, dtype=merge.dtype), merge)
+        merge = merge.masked_fill(~filled[..., None], 0.0)
+        dropped = ~TokenPlan(kept).mask(n)
+        # The extra token follows the kept ones of its own sample. A full sample (nothing dropped) has none.
+        lengths = count + dropped.any(1) if keep is None else torch.tensor(keep, device=a.device)
+        last = (a * dropped)[:, None]
+        merge = torch.cat([merge, torch.zeros_like(last)], dim=1)
+        merge = merge.scatter_add(1, count[:, None, None].expand_as(last), last)
+        return TokenPlan(kept, merge[:, : int(lengths.max())], lengths)

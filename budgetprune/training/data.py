@@ -1,0 +1,33 @@
+"""Training data as a map-style dataset whose item i depends on the seed and i alone, so a resumed run goes on exactly."""
+
+from torch.utils.data import Dataset
+
+from ..tasks.digits import draw
+from .base_model import digits_batch_inputs
+
+
+class DigitsStream(Dataset):
+    """Item i is image i of the endless stream of training canvases, with its three questions.
+
+    A batch of neighbouring items is drawn at once; the loader asks for that through __getitems__.
+    """
+
+    def __init__(self, processor, images: int, seed: int):
+        self.processor, self.images, self.seed = processor, images, seed
+
+    def __len__(self):
+        return self.images
+
+    def __getitem__(self, index):
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices):
+        first, count = indices[0], len(indices)
+        if list(indices) != list(range(first, first + count)):
+            raise ValueError(f"indices must be consecutive, got {list(indices)}")
+        return digits_batch_inputs(draw("train", count, self.seed, start=first), self.processor)
+
+    @staticmethod
+    def collate(batch):
+        """The batch is made whole by __getitems__."""
+        return batch

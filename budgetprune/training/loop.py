@@ -1,0 +1,167 @@
+"""Trains a pruner on the language-model loss alone, with the Hugging Face Trainer."""
+
+import json
+import logging
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from ..models import Pruning, prune
+from ..models.adapter import load_weights, save_pretrained
+from .config import TrainConfig
+
+LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"
+log = logging.getLogger(__name__)
+
+
+class PrunerTrainer(Trainer):
+    """Saves and restores the pruner instead of the frozen model around it, and reads the data in order."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def _save(self, output_dir=None, state_dict=None):
+        if is_peft(self.model):
+            return super()._save(output_dir, state_dict)
+        save_pretrained(self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if is_peft(self.model):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_weights(self.accelerator.unwrap_model(self.model), resume_from_checkpoint)
+
+
+def is_peft(model) -> bool:
+    return hasattr(model, "peft_config")
+
+
+class Report(TrainerCallback):
+    """Tells a caller how far training is, and turns Ctrl-C into a stop at the end of the step, with a checkpoint.
+
+    A step that is broken off in its middle could not be resumed exactly. A second Ctrl-C stops at once.
+    """
+
+    def __init__(self, tell: Callable[[int, dict], None] | None):
+        self.tell = tell or (lambda step, values: None)
+        self.interrupted = False
+
+    @contextmanager
+    def listening(self):
+        """Signals can be caught in the main thread only; elsewhere Ctrl-C does what it always does."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self.interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def interrupt(self, *_):
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.tell(state.global_step, {})
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.tell(state.global_step, logs or {})
+
+
+def attach(model: nn.Module, config: TrainConfig) -> tuple[nn.Module, Pruning]:
+    """Prunes `model`, freezes it, opens what `config` trains. Returns (the model to train, its pruning)."""
+    set_seed(config.seed)
+    pruning = prune(model, config.method, keep=config.k_max, train_keep=(config.k_min, config.k_max), **config.options)
+    model.requires_grad_(False)
+    if config.lora_rank == 0:
+        model.budget_pruner.requires_grad_(True)
+        return model, pruning
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=LORA_TARGETS,
+                      modules_to_save=["budget_pruner"])
+    return get_peft_model(model, lora), pruning
+
+
+def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, resume: bool = True,
+                 tell: Callable[[int, dict], None] | None = None) -> Pruning:
+    """Trains a pruner for `model` and leaves the model pruned with it.
+
+    Gates act inside attention and the loss is the language model's. Interrupted or killed, the same call goes on
+    from the last whole checkpoint in `out_dir` with the same result as an unbroken run.
+
+    Args:
+        model: a Hugging Face VLM; its own weights stay frozen (LoRA apart, see TrainConfig).
+        dataset: map-style; items are forward arguments with labels, item i always the same.
+        out_dir: for budgetprune_config.json and budgetprune_model.safetensors (with LoRA: one peft adapter),
+            train_config.json, train_log.jsonl, and, until the end, checkpoints.
+        resume: False begins anew.
+        tell: called with (step, values) as training goes on.
+
+    ValueError: `out_dir` holds a run with another configuration, or the method is not trainable.
+    """
+    out_dir = Path(out_dir)
+    begin(out_dir, config, resume)
+    trained, pruning = attach(model, config)
+    arguments = TrainingArguments(
+        output_dir=str(out_dir / "checkpoints"), max_steps=config.steps, per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=int(config.warmup * config.steps),
+        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed, logging_steps=10,
+        save_steps=config.save_every, save_total_limit=2, remove_unused_columns=False, report_to=[],
+        disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available())
+    collate, report = getattr(dataset, "collate", None), Report(tell)
+    trainer = PrunerTrainer(trained, arguments, train_dataset=dataset, data_collator=collate,
+                            callbacks=[report])
+    trainer.remove_callback("PrinterCallback")
+    checkpoint = last_checkpoint(out_dir / "checkpoints")
+    if checkpoint:
+        log.info("resuming from %s", checkpoint)
+    try:
+        with report.listening():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        trained.eval()
+    if report.interrupted and trainer.state.global_step < config.steps:
+        raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {config.steps}; "
+                                "the same command goes on from there")
+    finish(trainer, trained, out_dir, config)
+    return pruning
+
+
+def begin(out_dir: Path, config: TrainConfig, resume: bool) -> None:
+    """Makes `out_dir` ready: the same run goes on, a finished or unwanted one makes way, another one is refused."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    written = out_dir / "train_config.json"
+    if resume and written.is_file() and TrainConfig.read(written) != config:
+        raise ValueError(f"{out_dir} holds a run with another configuration ({written}); "
+                         "choose another folder, or begin anew with resume=False (--no-resume)")
+    if not resume:
+        shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+    written.write_text(config.to_json())
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; the Trainer writes trainer_state.json last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def finish(trainer, trained, out_dir: Path, config: TrainConfig) -> None:
+    """Writes the result beside its log, then removes the checkpoints."""
+    if is_peft(trained):
+        trained.save_pretrained(out_dir)
+    save_pretrained(trained.get_base_model() if is_peft(trained) else trained, out_dir)
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    (out_dir / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
