@@ -38,6 +38,7 @@ class DecoderState:
     position_embeddings: tuple | None = None
     attention_mask: Tensor | None = None
 
+    @torch.no_grad()
     def __call__(self, module, query, key):
         """Probe of the layer before: the attention that every key gets from the last prompt token."""
         if self.scores is None:

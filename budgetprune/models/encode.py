@@ -123,7 +123,10 @@ def encode(model, inputs: dict, *, gates: bool):
         pruner.record(call.plan)
     if gates:
         rest["budgetprune_gate"] = sequence_gate(rest, family.image_token_id(model), call.gate, emit_cls)
-    rest["mm_encoder_outputs"] = {"image": type(outputs)(pooler_output=list(outputs.pooler_output))}
+    features = list(outputs.pooler_output)
+    if call.packed:  # one entry per image: generate() repeats entries for beams
+        features = list(features[0].split([n + int(emit_cls) for n in call.plan.counts()]))
+    rest["mm_encoder_outputs"] = {"image": type(outputs)(pooler_output=features)}
     return rest
 
 
