@@ -21,7 +21,7 @@ def save_pretrained(model: nn.Module, folder) -> None:
 
     pruner, folder = model.budget_pruner, Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in pruner.state_dict().items()}
+    weights = {name: value.detach().cpu().contiguous() for name, value in pruner.weights().items()}
     if weights:
         _replace(folder / WEIGHTS, lambda path: save_file(weights, path, {"format": "pt"}))
     config = {"method": pruner.selector.name, "options": pruner.selector.options(),
@@ -61,7 +61,7 @@ def load_weights(model: nn.Module, folder) -> None:
     path = Path(folder) / WEIGHTS
     if path.is_file():
         try:
-            model.budget_pruner.load_state_dict(load_file(path))
+            model.budget_pruner.load_weights(load_file(path))
         except RuntimeError as error:
             raise ValueError(f"the pruner in {folder} was trained for another model: {error}") from error
 

@@ -63,6 +63,14 @@ class Pruner(nn.Module):
             self.offset += (tokens.shape[0] * tokens.shape[1] + 3) // 4
         return torch.tensor([seed, offset], dtype=torch.int64, device=tokens.device)
 
+    # Under peft the submodule is wrapped, and only methods of our own reach the copy that is trained.
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.state_dict()
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.load_state_dict(weights)
+
     def record(self, plan: TokenPlan | None, index: Tensor | None = None, valid: Tensor | None = None) -> None:
         self.plan, self.index, self.valid = plan, index, valid
 

@@ -55,6 +55,14 @@ class VisionTokenController(nn.Module):
         joined = vision_dim * (2 if fusion == "concat" else 1)
         self.head = nn.Sequential(nn.Linear(joined, width), nn.GELU(), nn.Linear(width, 1))
 
+    def flops(self, tokens: int) -> int:
+        """2 x multiply-adds of the logits of one sample."""
+        per_patch = sum(layer.weight.numel() for layer in self.head if isinstance(layer, nn.Linear))
+        once = sum(layer.weight.numel() for layer in self.budget.mlp if isinstance(layer, nn.Linear)) if self.budget else 0
+        width = self.norm.normalized_shape[0]
+        read = 2 * width * width * (1 + tokens) + 2 * tokens * width if self.reader else 0
+        return 2 * (tokens * per_patch + once + read)
+
     def logits(self, features: Tensor, budget: Tensor) -> Tensor:
         """[B, N] from features [B, N, C] and budgets [B], the fraction kept."""
         if features.dim() != 3 or features.shape[1] != self.num_patches:

@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from ..pruners import VisionTokenController
@@ -41,16 +40,13 @@ class Adaptive(nn.Module, Selector):
         if self.controller is None:
             self.controller = VisionTokenController(vision_dim, num_patches, **self._options)
 
+    def flops(self, tokens, width, keep):
+        return self._controller().flops(tokens)
+
     def _controller(self):
         if self.controller is None:
             raise RuntimeError("adaptive has no controller yet: bind(vision_dim, num_patches), or prune a model with it")
         return self.controller
-
-    def score(self, view: TokenView):
-        n = view.tokens.shape[1]
-        raise_if_ragged(view)
-        budget = torch.full((len(view.tokens),), 1.0, device=view.tokens.device)
-        return self._controller().logits(view.tokens, budget) if n else budget[:, None]
 
     def plan(self, view: TokenView, keep):
         keep = self.require(keep)

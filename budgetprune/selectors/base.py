@@ -90,6 +90,10 @@ class Selector:
             score = score.masked_fill(~view.valid, -torch.inf)
         return ragged(select_topk(score, keep[0] if len(set(keep)) == 1 else keep), keep)
 
+    def flops(self, tokens: int, width: int, keep: int) -> int:
+        """2 x multiply-adds of the selection itself for one sample of N = `tokens` tokens with C = `width` channels."""
+        return 0
+
     def require(self, keep):
         if keep is None:
             raise ValueError(f"keep must be given: {self.name} does not choose the count itself")

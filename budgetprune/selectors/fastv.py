@@ -30,3 +30,6 @@ class FastV(Selector):
 
     def score(self, view: TokenView):
         return view.need("attention")
+
+    def flops(self, tokens, width, keep):
+        return 2 * tokens * width  # one query row against the keys

@@ -101,3 +101,6 @@ class PruMerge(Selector):
         merge = torch.cat([merge, torch.zeros_like(last)], dim=1)
         merge = merge.scatter_add(1, count[:, None, None].expand_as(last), last)
         return TokenPlan(kept, merge[:, : int(lengths.max())], lengths)
+
+    def flops(self, tokens, width, keep):
+        return 2 * tokens * width * (1 + 2 * keep)  # the CLS row, key cosines and the merge of every kept token

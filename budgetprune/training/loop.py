@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..models import Pruning, prune
 from ..models.adapter import load_weights, save_pretrained
@@ -123,7 +123,7 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     collate, report = getattr(dataset, "collate", None), Report(tell)
     trainer = PrunerTrainer(trained, arguments, train_dataset=dataset, data_collator=collate,
                             callbacks=[report])
-    trainer.remove_callback("PrinterCallback")
+    trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(out_dir / "checkpoints")
     if checkpoint:
         log.info("resuming from %s", checkpoint)

@@ -1,0 +1,43 @@
+# make demo   train a pruner, measure it, leave runs/demo/report.html
+# make test   build everything, run all tests
+# Both make .venv first. Nothing outside this folder is touched.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# With an NVIDIA driver the newest torch, which brings CUDA; elsewhere one version, so that runs compare.
+TORCH  ?= $(if $(shell command -v nvidia-smi),torch>=2.11,torch==2.13.0)
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: setup demo test bench lint clean
+
+setup: $(VENV)/.built
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)" "setuptools>=77" wheel ninja "pybind11>=2.13"
+	@touch $@
+
+# --no-build-isolation: the extension is built against the torch just installed, not another one.
+$(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*)
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.built
+	$(PIP) --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.built
+	$(BIN)/budgetprune demo --out runs/demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest tests
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks --quiet --benchmark-disable-gc --benchmark-json=benchmarks/latest.json
+	$(BIN)/python benchmarks/report.py benchmarks/latest.json
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check budgetprune tests benchmarks setup.py
+
+clean:
+	rm -rf build dist *.egg-info budgetprune/*.so runs benchmarks/latest.json

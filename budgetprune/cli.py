@@ -1,0 +1,212 @@
+"""The command line: arguments in, calls out. No logic lives here."""
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False,
+                  help="Token budgets for vision-language models: keep the image tokens that matter, measure what it saves.")
+console = Console(stderr=True)
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Base = Annotated[Path | None, typer.Option("--model", help="Folder of a LLaVA checkpoint; default: the digits LLaVA.")]
+Resume = Annotated[bool, typer.Option(help="Go on with what an earlier run left in the folder.")]
+
+
+@contextmanager
+def progress(what: str, total: int | None = None):
+    """A bar on a terminal, a line now and then elsewhere; yields tell(done, text)."""
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+                   TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(what, total=total, note="")
+
+            def tell(done, note="", total=total):
+                bar.update(task, completed=done, total=total, note=note)
+
+            yield tell
+        return
+    seen = [-1]
+
+    def tell(done, note="", total=total):
+        part = done * 10 // total if total else done
+        if part != seen[0]:
+            seen[0] = part
+            console.print(f"{what}: {done}/{total} {note}".rstrip(), highlight=False)
+
+    yield tell
+
+
+def _loss(values: dict) -> str:
+    return f"loss {float(values['loss']):.3f}" if "loss" in values else ""
+
+
+@contextmanager
+def training(steps: int):
+    with progress("training the pruner", steps) as tell:
+        last = [""]
+
+        def report(step, values):
+            last[0] = _loss(values) or last[0]
+            tell(step, last[0])
+
+        yield report
+
+
+@contextmanager
+def evaluating():
+    with progress("evaluating") as tell:
+        yield lambda cell, done, total: tell(done, cell, total)
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="Training steps of the pruner.")] = 0,
+         samples: Annotated[int, typer.Option(help="Questions per cell.")] = 768, resume: Resume = True):
+    """Train an adaptive pruner, measure it against the full model, FastV, PruMerge and floors, write a report."""
+    from dataclasses import replace
+
+    from . import demo as the_demo
+
+    config = replace(the_demo.TRAIN, steps=steps) if steps else the_demo.TRAIN
+    with training(config.steps) as on_step, evaluating() as on_cell:
+        page = the_demo.run(out, train=config, samples=samples, resume=resume, training=on_step, evaluating=on_cell)
+    console.print(f"report: {page}")
+
+
+@app.command("train-base")
+def train_base(out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default: the user's cache.")] = None,
+               vision_steps: Annotated[int | None, typer.Option(help="Steps of the vision tower alone.")] = None,
+               steps: Annotated[int | None, typer.Option(help="Steps of the whole model.")] = None,
+               seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0, resume: Resume = True):
+    """Make the tiny LLaVA of the digits task from nothing (about ten minutes on two cores)."""
+    from .training import train_base as make
+
+    given = {name: value for name, value in (("vision_steps", vision_steps), ("steps", steps)) if value is not None}
+    console.print(f"written to {make(out, seed=seed, resume=resume, **given)}")
+
+
+@app.command()
+def train(out: Out = Path("runs/pruner"), base: Base = None,
+          k_min: Annotated[int, typer.Option(help="Smallest count drawn in training.")] = 2,
+          k_max: Annotated[int, typer.Option(help="Largest count drawn in training.")] = 24,
+          steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 300,
+          batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+          learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+          estimator: Annotated[str, typer.Option(help="Gradient of the choice: race, fermi or softmax.")] = "race",
+          fusion: Annotated[str, typer.Option(help="How the budget meets the patches: add, concat, cross or none.")] = "add",
+          tau: Annotated[float, typer.Option(help="Temperature of the choice.")] = 1.0,
+          use_cls: Annotated[bool, typer.Option(help="Put a projected CLS before the patches.")] = False,
+          lora_rank: Annotated[int, typer.Option(help="LoRA rank on the language model; 0: it stays frozen.")] = 0,
+          seed: Annotated[int, typer.Option(help="Of weights, data, noise and counts.")] = 0, resume: Resume = True):
+    """Train an adaptive pruner for the digits LLaVA on the language-model loss alone."""
+    from .demo import train_digits_pruner
+    from .training.config import TrainConfig
+
+    options = {"estimator": estimator, "fusion": fusion, "tau": tau, "use_cls": use_cls}
+    config = TrainConfig(options=options, k_min=k_min, k_max=k_max, steps=steps, batch_size=batch_size,
+                         learning_rate=learning_rate, lora_rank=lora_rank, seed=seed)
+    with training(steps) as on_step:
+        train_digits_pruner(out, config, base=base, resume=resume, tell=on_step)
+    console.print(f"pruner: {out}")
+
+
+@app.command("eval")
+def evaluate(methods: Annotated[list[str], typer.Option("--methods", "-m", help="Repeat, or separate by commas.")] = ["all"],
+             budgets: Annotated[list[str], typer.Option("--budgets", "-k", help="Counts, and 'own' for the method's own.")] = ["4,8,12,16,24,32,64"],
+             out: Out = Path("runs/eval"), base: Base = None,
+             pruner: Annotated[Path | None, typer.Option(help="Folder of the trained pruner.")] = None,
+             task: Annotated[str, typer.Option(help="What is asked.")] = "digits",
+             samples: Annotated[int, typer.Option(help="Questions per cell.")] = 768,
+             seed: Annotated[int, typer.Option(help="Of the questions.")] = 0,
+             latency_batch: Annotated[int, typer.Option(help="Prompts of the timed batch; 0: no timing.")] = 32):
+    """Measure methods at budgets: accuracy, FLOPs, milliseconds, memory; one JSON line per cell."""
+    from . import selectors, tasks
+    from .evaluation.run import EvalConfig
+    from .evaluation.run import evaluate as run
+    from .training.base_model import load_base
+
+    names = [name for part in methods for name in part.replace(",", " ").split()]
+    if names == ["all"]:
+        names = [n for n in selectors.available() if pruner or not selectors.base.find(n).trainable]
+    counts = [None if b == "own" else int(b) for part in budgets for b in part.replace(",", " ").split()]
+    trained = {n: pruner for n in names if pruner and selectors.base.find(n).trainable}
+    config = EvalConfig(names, counts, trained, samples=samples, seed=seed, latency_batch=latency_batch)
+    model, processor = load_base(base)
+    with evaluating() as on_cell:
+        run(model, processor, tasks.build(task), out, config, model_name=base.name if base else "digits-llava", tell=on_cell)
+    console.print(f"records: {out / 'records.jsonl'}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder with records.jsonl.")] = Path("runs/demo"),
+           out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; default: report.html in the folder.")] = None):
+    """Make one self-contained HTML page of a run's records."""
+    from .evaluation import write_report
+
+    console.print(f"report: {write_report(run, out)}")
+
+
+@app.command()
+def cost(model: Annotated[str, typer.Argument(help="A known model, or a folder with config.json.")] = "llava-1.5-7b",
+         keep: Annotated[list[int], typer.Option("--keep", "-k", help="Image tokens kept.")] = [576, 288, 144, 64, 32],
+         text: Annotated[int, typer.Option("--text", help="Text tokens of the prompt.")] = 64):
+    """What a budget costs: FLOPs and cache bytes of a model, by formula."""
+    from .cost import table
+    from .evaluation.shape import shape_of
+
+    rows = Table("kept", "sequence", "prefill GFLOPs", "of full", "decode GFLOPs/token", "KV cache MiB",
+                 title=f"{model}, {text} text tokens, 2 x multiply-adds, 16-bit cache")
+    for row in table(shape_of(model), keep, text):
+        rows.add_row(str(row.keep), str(row.sequence), f"{row.prefill_flops / 1e9:,.3f}", f"{row.prefill_share:.1%}",
+                     f"{row.decode_flops_per_token / 1e9:,.3f}", f"{row.kv_bytes / 2**20:,.2f}")
+    Console().print(rows)
+
+
+@app.command("list")
+def list_all():
+    """The methods and tasks there are."""
+    from . import selectors, tasks
+
+    table = Table("method", "where", "in one line")
+    for name in selectors.available():
+        cls = selectors.base.find(name)
+        where = "in the language model" if cls.place == "llm" else "before it"
+        table.add_row(name, where + (", trained" if cls.trainable else ""), (cls.__doc__ or "").strip().splitlines()[0])
+    Console().print(table)
+    Console().print("tasks: " + ", ".join(tasks.available()))
+
+
+@app.command()
+def doctor():
+    """What is active on this machine, why, and what to do about what is not."""
+    from .doctor import examine
+
+    table = Table(show_header=False, box=None)
+    for finding in examine():
+        sign = "[green]ok[/]" if finding.well else "[yellow]--[/]"
+        table.add_row(sign, finding.what, finding.found + (f"\n[bold]{finding.advice}[/]" if finding.advice else ""))
+    Console().print(table)
+
+
+def main() -> None:
+    """Runs the command line: errors in arguments are one line, Ctrl-C keeps what is done."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "transformers", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app(standalone_mode=False)
+    except KeyboardInterrupt as stop:
+        console.print(str(stop) or "stopped; the same command goes on from here")
+        raise SystemExit(130) from None
+    except typer.Exit as leave:
+        raise SystemExit(leave.exit_code) from None
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        console.print(f"[red]error:[/] {error}", highlight=False)
+        raise SystemExit(2) from None

@@ -1,0 +1,7 @@
+"""Evaluation: records of what a method keeps and what it costs, and the report drawn from them."""
+
+from .record import Record, append, cell_key, environment, latest, read, wilson_interval
+from .report import markdown_table, write_chart_svg, write_report
+
+__all__ = ["Record", "append", "cell_key", "environment", "latest", "markdown_table", "read", "wilson_interval",
+           "write_chart_svg", "write_report"]

@@ -1,0 +1,14 @@
+"""Tasks: images, questions, and which answers are right. A new task is one new file in this room.
+
+Dimensions: B images, N patches of one image, Q questions about one image.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from .base import Sample, Task, available, build
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Sample", "Task", "available", "build"]

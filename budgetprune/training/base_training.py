@@ -1,0 +1,311 @@
+"""Trains the digits LLaVA from nothing: first its vision tower, then all of it on the language-model loss.
+
+The stages are those of LLaVA (Liu et al., NeurIPS 2023) with two departures: the tower is trained here, since no CLIP
+is as small, and stays trainable in the second stage with its own loss kept, so that its CLS attention keeps its sense.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from budgetprune.tasks.digits import COLOURS, TOKENS, Canvases, draw
+
+from .base_model import (
+    FEATURE_LAYER,
+    TEST_SEED,
+    TURN,
+    build_digits_llava,
+    digits_batch_inputs,
+    held_out_accuracy,
+    user_base_dir,
+)
+
+PEAK, TOWER_SHARE = 2e-3, 0.25  # highest learning rate; the tower's share of it in the second stage
+FINAL_IMAGES = 1024
+STATE = "resume.pt"
+
+
+class TowerHeads(nn.Module):
+    """What the tower is asked while it trains, dropped afterwards.
+
+    Each patch, at the layer the features are taken from, names its digit and its colour. CLS, at the last layer, names
+    the digits and colours present: the last block then has to attend to what is in the image, as CLIP's does, and
+    methods that rank patches by CLS attention find a signal.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.patch, self.present = nn.Linear(width, 11 + 1 + len(COLOURS)), nn.Linear(width, 10 + len(COLOURS))
+
+    def forward(self, tower, canvases: Canvases) -> Tensor:
+        """Loss of the tower's output `tower` (with all hidden states) for the images in `canvases`."""
+        labels = self.patch_labels(canvases, tower.pooler_output.device)
+        digit, colour = self.patch(tower.hidden_states[FEATURE_LAYER][:, 1:]).split([11, 1 + len(COLOURS)], -1)
+        present = torch.cat([F.one_hot(y, k + 1)[..., 1:].amax(1) for y, k in zip(labels, (10, len(COLOURS)))], -1)
+        return (F.cross_entropy(digit.flatten(0, 1), labels[0].flatten())
+                + F.cross_entropy(colour.flatten(0, 1), labels[1].flatten())
+                + F.binary_cross_entropy_with_logits(self.present(tower.pooler_output), present.float()))
+
+    @staticmethod
+    def patch_labels(canvases, device):
+        """(digit + 1, colour + 1) of every patch, 0 where there is none: two int64 [B, N]."""
+        return tuple(torch.from_numpy(canvases.on_patches(values)).to(device)
+                     for values in (canvases.answers, canvases.colours))
+
+    @torch.no_grad()
+    def accuracy(self, tower_model, images: int = 256) -> float:
+        """Share of held-out foreground patches whose digit is named rightly."""
+        canvases, device = draw("test", images, TEST_SEED), self.patch.weight.device
+        out = tower_model(torch.from_numpy(canvases.pixel_values()).to(device), output_hidden_states=True)
+        named = self.patch(out.hidden_states[FEATURE_LAYER][:, 1:])[..., :11].argmax(-1)
+        digit = self.patch_labels(canvases, device)[0]
+        return (named == digit)[digit > 0].float().mean().item()
+
+
+def asked_alone(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`inputs` of `digits_batch_inputs` changed so that no question sees another: Q single prompts in one pass.
+
+    Each question sees <s>, the image and itself, at the positions it has in a prompt of its own: attention_mask
+    becomes bool [B, 1, T, T], and there are position_ids [B, T].
+    """
+    batch, length = inputs["input_ids"].shape
+    place = torch.arange(length, device=inputs["input_ids"].device)
+    head = 1 + TOKENS
+    turn = (place - head).div(TURN, rounding_mode="floor").clamp_min(-1)
+    sees = (turn[:, None] == turn) | (turn == -1)
+    positions = torch.where(turn < 0, place, head + (place - head) % TURN)
+    return inputs | {"attention_mask": (sees & (place[:, None] >= place)).expand(batch, 1, -1, -1),
+                     "position_ids": positions.expand(batch, -1)}
+
+
+def llava_loss(model, heads: TowerHeads, canvases: Canvases, processor, *, alone: bool = False) -> Tensor:
+    """Language-model loss of the answers plus the loss of `heads`, with the tower run once for both.
+
+    In one conversation later answers can be guessed by exclusion, and a model that lives on that learns late to look
+    for the colour asked: it stayed at 0.42 for 750 steps where half the steps with questions `alone` end that early.
+    """
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    inputs = digits_batch_inputs(canvases, processor, learn_end=True, device=model.device)
+    tower = model.model.vision_tower(inputs.pop("pixel_values"), output_hidden_states=True)
+    features = model.model.multi_modal_projector(tower.hidden_states[FEATURE_LAYER][:, 1:])
+    encoded = BaseModelOutputWithPooling(pooler_output=list(features))
+    inputs = asked_alone(inputs) if alone else inputs
+    return model(**inputs, mm_encoder_outputs={"image": encoded}).loss + heads(tower, canvases)
+
+
+def one_cycle(step: int, steps: int, peak: float, rise: float = 0.1) -> float:
+    """Learning rate at `step` of `steps`: a half cosine from peak / 25 up, then one down to 0 (Smith, 2018)."""
+    done = (step + 0.5) / steps
+    if done < rise:
+        return peak * (1 + 24 * (1 - math.cos(math.pi * done / rise)) / 2) / 25
+    return peak * (1 + math.cos(math.pi * (done - rise) / (1 - rise))) / 2
+
+
+def train_base(out_dir=None, vision_steps: int = 1200, steps: int = 1800, batch: int = 32, seed: int = 0,
+               progress: bool = True, resume: bool = True, device="cpu", save_every: int = 100,
+               log_every: int = 250) -> Path:
+    """Trains the digits LLaVA and writes it, its processor and train_log.jsonl to `out_dir`, which is returned.
+
+    Images are a function of `seed` and the step alone, so a run that was broken off and goes on sees what the whole
+    run would have seen. Interrupting (Ctrl-C) finishes the step and saves; the same call goes on from there. Every
+    file is written beside its place and renamed, model.safetensors last: a directory with it is a finished one.
+
+    Args:
+        out_dir: default: where load_base looks first, in the user's cache.
+        vision_steps: steps of the tower alone.
+        steps: steps of the whole model.
+        batch: B, images per step, with three questions each.
+        seed: of the weights and of the images.
+        progress: show a progress bar, or lines where the output is no terminal.
+        resume: go on from a broken-off run in `out_dir`, if its settings are the same; else begin anew.
+        save_every: steps between saved states.
+        log_every: steps between rows of the log, each with an accuracy on held-out digits.
+    """
+    for name, value, least in (("vision_steps", vision_steps, 0), ("steps", steps, 0), ("batch", batch, 1),
+                               ("save_every", save_every, 1), ("log_every", log_every, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    settings = {"vision_steps": vision_steps, "steps": steps, "batch": batch, "seed": seed}
+    out_dir = Path(out_dir) if out_dir is not None else user_base_dir()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    run = _Run(settings, torch.device(device))
+    if resume:
+        run.load(out_dir / STATE)
+    total = vision_steps + steps
+    with _display(total, run.step, progress) as show, _interrupts() as interrupted:
+        while run.step < total:
+            loss = run.advance()
+            if run.step in (vision_steps, total) or run.step % log_every == 0:
+                show(run.step, run.note(loss))
+            if interrupted():
+                run.save(out_dir / STATE)
+                print(f"stopped at step {run.step} of {total}; the same call goes on from here", file=sys.stderr)
+                raise KeyboardInterrupt
+            if run.step % save_every == 0 or run.step == total:
+                run.save(out_dir / STATE)
+            show(run.step)
+        show(run.step, run.finish())
+    run.write(out_dir)
+    (out_dir / STATE).unlink(missing_ok=True)
+    return out_dir
+
+
+class _Run:
+    """Everything that changes while training; `step` counts both stages."""
+
+    def __init__(self, settings, device):
+        self.settings, self.device, self.step, self.seconds = settings, device, 0, 0.0
+        self.model, self.processor = build_digits_llava(settings["seed"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings["seed"])
+            self.heads = TowerHeads(self.model.config.vision_config.hidden_size)
+        self.model.to(device).train()
+        self.heads.to(device)
+        self.optimizer = self.new_optimizer()
+        self.log = [{"event": "start", **settings, "parameters": self.model.num_parameters(),
+                     "torch": str(torch.__version__), "device": str(device), "threads": torch.get_num_threads()}]
+
+    @property
+    def in_vision(self):
+        return self.step < self.settings["vision_steps"]
+
+    def new_optimizer(self):
+        tower = [*self.model.model.vision_tower.parameters(), *self.heads.parameters()]
+        rest = [p for name, p in self.model.named_parameters() if "vision_tower" not in name]
+        groups = [{"params": tower, "share": 1.0}] if self.in_vision else [
+            {"params": tower, "share": TOWER_SHARE}, {"params": rest, "share": 1.0}]
+        return torch.optim.AdamW(groups, weight_decay=0.01)
+
+    def advance(self):
+        """One step of whichever stage it is; returns the loss."""
+        since, settings = time.monotonic(), self.settings
+        canvases = draw("train", settings["batch"], settings["seed"], start=self.step * settings["batch"])
+        if self.in_vision:
+            rate = one_cycle(self.step, settings["vision_steps"], PEAK)
+            pixels = torch.from_numpy(canvases.pixel_values()).to(self.device)
+            loss = self.heads(self.model.model.vision_tower(pixels, output_hidden_states=True), canvases)
+        else:
+            rate = one_cycle(self.step - settings["vision_steps"], settings["steps"], PEAK)
+            loss = llava_loss(self.model, self.heads, canvases, self.processor, alone=self.step % 2 == 0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        self.optimizer.zero_grad()
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], 1.0)
+        self.optimizer.step()
+        was_vision = self.in_vision
+        self.step += 1
+        if was_vision and not self.in_vision:
+            self.optimizer = self.new_optimizer()
+        self.seconds += time.monotonic() - since
+        return loss.item()
+
+    def row(self, event, **values):
+        self.log.append({"event": event, "step": self.step, **values, "seconds": round(self.seconds, 1),
+                         "seed": self.settings["seed"], "torch": str(torch.__version__)})
+        return self.log[-1]
+
+    def note(self, loss):
+        """Adds a row to the log. In the first stage there are no answers yet, only named patches."""
+        named = round(self.heads.accuracy(self.model.model.vision_tower), 4)
+        if self.step <= self.settings["vision_steps"]:
+            return self.row("vision", loss=round(loss, 4), patch_accuracy=named)
+        return self.row("llava", loss=round(loss, 4), patch_accuracy=named,
+                        accuracy=round(held_out_accuracy(self.model, self.processor), 4))
+
+    def finish(self):
+        accuracy = held_out_accuracy(self.model, self.processor, FINAL_IMAGES, TEST_SEED + 1)
+        return self.row("end", accuracy=round(accuracy, 4), questions=3 * FINAL_IMAGES)
+
+    def state(self):
+        return {"settings": self.settings, "step": self.step, "seconds": self.seconds, "log": self.log,
+                "model": self.model.state_dict(), "heads": self.heads.state_dict(),
+                "optimizer": self.optimizer.state_dict()}
+
+    def save(self, path):
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        torch.save(self.state(), part)
+        os.replace(part, path)
+
+    def load(self, path):
+        """Goes on from a state of a run with these settings; another's is left alone until the first save."""
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["settings"] != self.settings:
+            print(f"{path} is of another run ({state['settings']}); beginning anew", file=sys.stderr)
+            return
+        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer = self.new_optimizer()
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def write(self, out_dir):
+        """All files of the finished model; the weights are renamed last, so that they vouch for the others."""
+        with tempfile.TemporaryDirectory(dir=out_dir, prefix=".writing-") as part:
+            self.model.save_pretrained(part)
+            self.processor.save_pretrained(part)
+            (Path(part) / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.log))
+            for file in sorted(Path(part).iterdir(), key=lambda file: file.suffix == ".safetensors"):
+                os.replace(file, out_dir / file.name)
+
+
+@contextmanager
+def _interrupts():
+    """Yields interrupted(): whether Ctrl-C came. A step is finished first, for half a step cannot be saved.
+
+    A second Ctrl-C interrupts at once. Where signals are not ours to take (another thread, or ignored as under nohup),
+    nothing is taken.
+    """
+    came, usual = [], signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield lambda: False
+        return
+
+    def first(*_):
+        came.append(True)
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+@contextmanager
+def _display(total, done, progress):
+    """Yields show(step, row=None): a bar on a terminal, a line per row elsewhere, nothing without `progress`."""
+    def text(row):
+        return ", ".join(f"{name} {value}" for name, value in row.items() if name not in ("seed", "torch"))
+
+    if not progress or not sys.stderr.isatty():
+        yield lambda step, row=None: progress and row and print(text(row), file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("digits LLaVA", total=total, completed=done)
+
+        def show(step, row=None):
+            if row:
+                bar.console.print(text(row), highlight=False)
+            bar.update(task, completed=step)
+
+        yield show

@@ -1,0 +1,88 @@
+"""The import arrows of the design. An arrow that is not drawn here is an error."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import budgetprune
+
+PACKAGE = Path(budgetprune.__file__).parent
+BASE = {"budget", "plan"}
+MAY_IMPORT = {
+    "budget": set(),
+    "plan": set(),
+    "cost": {"budget"},
+    "ops": set(),
+    "tasks": set(),
+    "pruners": {"ops", "budget"},
+    "selectors": BASE | {"ops", "pruners"},
+    "models": BASE | {"ops", "pruners", "selectors"},
+    "training": BASE | {"models", "selectors", "pruners", "tasks", "cost"},
+    "evaluation": BASE | {"models", "selectors", "tasks", "cost"},
+    "doctor": {"ops", "training"},
+    "demo": {"training", "evaluation", "selectors", "tasks"},
+    "cli": {"demo", "doctor", "training", "evaluation", "selectors", "tasks", "cost"},
+    "__main__": {"cli"},
+}
+# Packages that importing one of our rooms may not wake, and the rooms where they are at home.
+AT_HOME = {
+    "transformers": {"models", "training", "evaluation"},
+    "peft": {"models", "training", "evaluation"},
+    "cupy": {"ops"},
+    "sklearn": {"tasks"},
+    "tokenizers": {"training"},
+    "typer": {"cli"},
+}
+
+
+def imports(path):
+    """(room of ours or None, name of the outer package or None) of every import in a file."""
+    here = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = here[: -node.level] if node.level else ()
+            full = [*base, *(node.module.split(".") if node.module else [])]
+            found = [full] if len(full) > 1 or full[0] != PACKAGE.name else [[*full, alias.name] for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found = [alias.name.split(".") for alias in node.names]
+        else:
+            continue
+        for name in found:
+            ours = name[0] == PACKAGE.name
+            yield (name[1] if ours and len(name) > 1 else None), (None if ours else name[0])
+
+
+def files():
+    found = sorted(PACKAGE.rglob("*.py"))
+    assert len(found) > 40
+    return found
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_arrows(path):
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for ours, outer in imports(path):
+        if ours is not None and ours != "_C":
+            assert room in ("__init__", ours) or ours in MAY_IMPORT[room], f"{path} must not import {ours}"
+        if outer in AT_HOME:
+            assert room in AT_HOME[outer], f"{path} must not import {outer}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_outgrows_its_room(path):
+    assert len(path.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("module, asleep", [
+    ("budgetprune", ["torch", "transformers", "peft", "sklearn", "cupy"]),
+    ("budgetprune.ops", ["transformers", "peft", "sklearn", "cupy"]),
+    ("budgetprune.selectors", ["transformers", "peft", "sklearn", "cupy"]),
+    ("budgetprune.cli", ["torch", "transformers"]),
+])
+def test_importing_wakes_no_more_than_it_needs(module, asleep):
+    code = f"import sys, {module}; print([name for name in {asleep!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

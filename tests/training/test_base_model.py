@@ -1,0 +1,221 @@
+"""The digits LLaVA: a real LLaVA in its parts, fed the same by batch and by processor, and good at its task."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from budgetprune.tasks import build
+from budgetprune.tasks.digits import draw
+from budgetprune.training import (
+    base_model,
+    base_training,
+    build_digits_llava,
+    digits_batch_inputs,
+    find_base,
+    held_out_accuracy,
+    load_base,
+)
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    return build_digits_llava(0)
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load_base(base_model.BUNDLED)
+
+
+def prompts(canvases, turns):
+    """The text of the first `turns` questions, the last one unanswered, as a user would write it."""
+    names = list(base_model.COLOURS)
+    for colours, answers in zip(canvases.colours, canvases.answers):
+        asked = [f"{names[c]} digit ? {a} </s>" for c, a in zip(colours[:turns], answers)]
+        yield " ".join(["<image>", *asked])[:-len(" 0 </s>")]
+
+
+# ---- the model
+
+
+def test_the_model_is_a_small_llava_of_the_usual_form(untrained):
+    model, processor = untrained
+    assert type(model).__name__ == "LlavaForConditionalGeneration" and type(processor).__name__ == "LlavaProcessor"
+    assert 400_000 < model.num_parameters() < 600_000
+    config = model.config
+    assert (config.vision_feature_layer, config.vision_feature_select_strategy) == (-2, "default")
+    assert config.image_token_id == processor.image_token_id
+    assert config.text_config.vocab_size == len(processor.tokenizer) == len(base_model.WORDS)
+
+
+def test_the_seed_alone_draws_the_weights_and_torch_s_generator_is_left_alone(untrained):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    same, other = build_digits_llava(0)[0], build_digits_llava(1)[0]
+    assert torch.equal(before, torch.get_rng_state())
+    weights = untrained[0].state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in same.state_dict().items())
+    assert not torch.equal(weights["lm_head.weight"], other.state_dict()["lm_head.weight"])
+
+
+def test_tokenizer_reads_a_prompt_word_by_word(untrained):
+    tokenizer = untrained[1].tokenizer
+    words = tokenizer.convert_ids_to_tokens(tokenizer("<image> Red digit? 7 </s> car")["input_ids"])
+    assert words == ["<s>", "<image>", "red", "digit", "?", "7", "</s>", "<unk>"]
+    assert tokenizer.decode(tokenizer.convert_tokens_to_ids(["7", "</s>"]), skip_special_tokens=True) == "7"
+    assert tokenizer.padding_side == "left"
+
+
+def test_processor_puts_one_placeholder_per_patch(untrained):
+    model, processor = untrained
+    sample = build("digits").samples("test", 1, 0)[0]
+    inputs = processor(text=f"<image> {sample.question}", images=sample.image, return_tensors="pt")
+    assert inputs["input_ids"].shape == (1, 68) and set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
+    assert model(**inputs).logits.shape == (1, 68, len(base_model.WORDS))
+
+
+def test_chat_template_writes_the_plain_prompt(untrained):
+    processor = untrained[1]
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "red digit ?"}]}]
+    assert processor.apply_chat_template(turn, add_generation_prompt=True).split() == ["<image>", "red", "digit", "?"]
+    turn += [{"role": "assistant", "content": "7"}, {"role": "user", "content": "blue digit ?"}]
+    written = processor.apply_chat_template(turn, add_generation_prompt=True)
+    assert written.split() == ["<image>", "red", "digit", "?", "7", "</s>", "blue", "digit", "?"]
+
+
+# ---- batches
+
+
+def test_batch_pixels_are_those_of_the_processor_bit_for_bit(untrained):
+    canvases = draw("test", 5, 1)
+    mine = digits_batch_inputs(canvases, untrained[1])["pixel_values"]
+    for kind in (np.asarray, Image.fromarray):
+        theirs = untrained[1](text=["<image>"] * 5, images=[kind(image) for image in canvases.images],
+                              return_tensors="pt")["pixel_values"]
+        assert torch.equal(mine, theirs)
+
+
+def test_batch_ids_are_those_of_the_tokenized_text(untrained):
+    canvases = draw("train", 6, 2)
+    mine = digits_batch_inputs(canvases, untrained[1])
+    for turns in (1, 2, 3):
+        theirs = untrained[1](text=list(prompts(canvases, turns)), images=list(canvases.images), return_tensors="pt")
+        assert torch.equal(mine["input_ids"][:, :theirs["input_ids"].shape[1]], theirs["input_ids"])
+    assert mine["input_ids"].shape == (6, 80) and bool(mine["attention_mask"].all())
+
+
+@pytest.mark.parametrize("learn_end", [False, True])
+def test_labels_are_the_answers_and_if_wanted_their_ends(untrained, learn_end):
+    canvases = draw("train", 6, 3)
+    inputs = digits_batch_inputs(canvases, untrained[1], learn_end=learn_end)
+    learnt = inputs["labels"] != -100
+    assert torch.equal(inputs["labels"][learnt], inputs["input_ids"][learnt])
+    words = untrained[1].tokenizer.convert_ids_to_tokens(inputs["labels"][learnt].tolist())
+    end = ["</s>"] if learn_end else []
+    assert words == [word for answer in canvases.answers.ravel() for word in [str(answer), *end]]
+
+
+def test_the_first_question_of_a_sequence_is_the_question_asked_alone(untrained):
+    model, processor = untrained
+    canvases = draw("test", 4, 4)
+    inputs = digits_batch_inputs(canvases, processor)
+    alone = processor(text=list(prompts(canvases, 1)), images=list(canvases.images), return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits[:, :68], model(**alone).logits)
+
+
+# ---- loading
+
+
+def test_load_base_takes_the_path_then_the_own_training_then_the_package(tmp_path, monkeypatch, caplog, bundled):
+    own, given = tmp_path / "own", tmp_path / "given"
+    monkeypatch.setattr(base_model, "user_base_dir", lambda: own)
+    assert find_base() == (base_model.BUNDLED, "bundled")
+    for seed, place in ((1, own), (2, given)):
+        for part in build_digits_llava(seed):
+            part.save_pretrained(place)
+    assert find_base() == (own, "cache") and find_base(given) == (given, "given")
+    with caplog.at_level(logging.INFO, "budgetprune"):
+        model, processor = load_base()
+    assert "cache" in caplog.text and str(own) in caplog.text
+    assert torch.equal(model.lm_head.weight, build_digits_llava(1)[0].lm_head.weight)
+    assert not model.training and processor.tokenizer.padding_side == "left"
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json, model.safetensors"):
+        load_base(tmp_path)
+
+
+# ---- the bundled model
+
+
+def ask(model, processor, samples, **options):
+    inputs = processor(text=[f"<image> {s.question}" for s in samples], images=[s.image for s in samples],
+                       return_tensors="pt")
+    out = model.generate(**inputs, **options)
+    return processor.batch_decode(out[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+
+
+def test_bundled_model_answers_held_out_digits_in_text(bundled):
+    task = build("digits")
+    samples = task.samples("test", 96, 123)
+    answers = ask(*bundled, samples, max_new_tokens=1)
+    assert np.mean([task.score(answer, sample) for answer, sample in zip(answers, samples)]) > 0.9
+
+
+def test_bundled_model_stops_after_the_digit(bundled):
+    samples = build("digits").samples("test", 24, 124)
+    assert ask(*bundled, samples, max_new_tokens=8) == ask(*bundled, samples, max_new_tokens=1)
+
+
+def test_bundled_model_answers_alike_behind_padding(bundled):
+    model, processor = bundled
+    samples = build("digits").samples("test", 3, 125)
+    long = f"<image> {samples[0].question} {samples[0].answer} </s> {samples[1].question}"
+    inputs = processor(text=[long, f"<image> {samples[2].question}"], images=[samples[0].image, samples[2].image],
+                       padding=True, return_tensors="pt")
+    assert inputs["attention_mask"][1, 0] == 0
+    out = processor.batch_decode(model.generate(**inputs, max_new_tokens=1)[:, -1:])
+    assert out == [*ask(model, processor, samples[1:2], max_new_tokens=1),
+                   *ask(model, processor, samples[2:], max_new_tokens=1)]
+
+
+def test_bundled_log_is_that_of_the_bundled_weights(bundled):
+    log = (base_model.BUNDLED / "train_log.jsonl").read_text().splitlines()
+    start, end = json.loads(log[0]), json.loads(log[-1])
+    assert start["event"] == "start" and end["event"] == "end" and end["step"] == start["vision_steps"] + start["steps"]
+    assert end["accuracy"] >= 0.95
+    # the same stream as the log's, a quarter of it: within 4 standard errors
+    again = held_out_accuracy(*bundled, images=256, seed=base_training.TEST_SEED + 1)
+    assert again == pytest.approx(end["accuracy"], abs=4 * (0.05 * 0.95 / 768) ** 0.5)
+
+
+def test_bundled_model_needs_the_image(bundled):
+    samples = build("digits").samples("test", 96, 126)
+    blank = [type(s)(np.zeros_like(s.image), s.question, s.answer, None, s.image_id) for s in samples]
+    answers = ask(*bundled, blank, max_new_tokens=1)
+    assert np.mean([answer == sample.answer for answer, sample in zip(answers, samples)]) < 0.3
+
+
+def test_bundled_cls_attends_to_the_digits(bundled):
+    model, canvases = bundled[0], draw("test", 64, 127)
+    tower = model.model.vision_tower
+    with torch.no_grad():
+        states = tower(torch.from_numpy(canvases.pixel_values()), output_hidden_states=True).hidden_states
+        block = tower.encoder.layers[-1]
+        q, k = (part(block.layer_norm1(states[-2])).unflatten(-1, (4, 16)).transpose(1, 2)
+                for part in (block.self_attn.q_proj, block.self_attn.k_proj))
+        cls = (q[:, :, :1] @ k.transpose(-1, -2) / 4).softmax(-1).mean(1)[:, 0, 1:]
+    chosen = cls.topk(12, 1).indices.numpy()
+    found = np.mean([np.isin(kept, patches).mean() for kept, patches in
+                     zip(chosen, canvases.relevant().reshape(64, -1))])
+    assert found > 0.6  # 12 of 64 at random find 0.19
+
+
+def test_bundled_files_are_small():
+    assert sum(file.stat().st_size for file in base_model.BUNDLED.iterdir()) < 3_000_000

@@ -1,0 +1,113 @@
+"""Training a pruner: what is written, that it resumes bit for bit, and that it refuses what it cannot do."""
+
+import json
+import signal
+
+import pytest
+import torch
+from conftest import make_batch, make_llava
+
+import budgetprune
+from budgetprune.training.config import TrainConfig
+from budgetprune.training.loop import train_pruner
+
+CONFIG = TrainConfig(steps=6, batch_size=2, k_min=2, k_max=6, save_every=2, learning_rate=1e-2, options={"tau": 1.0})
+
+
+class Stream(torch.utils.data.Dataset):
+    """Six steps of two samples, the same every time; Ctrl-C comes while sample `stop_at` is fetched, a step ahead."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at = stop_at
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        if index == self.stop_at:
+            signal.raise_signal(signal.SIGINT)
+        return {name: value[0] for name, value in make_batch(text=(5,), seed=index, labels=True).items()}
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.budget_pruner.state_dict().items()}
+
+
+def test_a_run_writes_a_pruner_that_loads_and_removes_its_checkpoints(tmp_path):
+    model, seen = make_llava(), []
+    frozen = {name: value.clone() for name, value in model.state_dict().items()}
+    pruning = train_pruner(model, Stream(), tmp_path, CONFIG, tell=lambda step, values: seen.append(step))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "budgetprune_config.json", "budgetprune_model.safetensors", "train_config.json", "train_log.jsonl"]
+    assert max(seen) == 6 and TrainConfig.read(tmp_path / "train_config.json") == CONFIG
+    trained = weights(model)
+    pruning.remove()
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in frozen.items()), "the model stays frozen"
+    fresh = make_llava()
+    budgetprune.from_pretrained(fresh, tmp_path)
+    assert all(torch.equal(value, trained[name]) for name, value in weights(fresh).items())
+    assert not any(torch.equal(value, torch.zeros_like(value)) for value in trained.values())
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path):
+    whole = make_llava()
+    train_pruner(whole, Stream(), tmp_path / "whole", CONFIG)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 3 of 6"):
+        train_pruner(make_llava(), Stream(stop_at=6), tmp_path / "broken", CONFIG)
+    assert not (tmp_path / "broken" / "budgetprune_model.safetensors").exists()
+    resumed, steps = make_llava(), []
+    train_pruner(resumed, Stream(), tmp_path / "broken", CONFIG, tell=lambda step, values: steps.append(step))
+    assert min(steps) == 4
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value), name
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train_pruner(make_llava(), Stream(stop_at=6), tmp_path, CONFIG)
+    (tmp_path / "checkpoints" / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint-5" / "optimizer.pt").write_bytes(b"half")
+    steps = []
+    train_pruner(make_llava(), Stream(), tmp_path, CONFIG, tell=lambda step, values: steps.append(step))
+    assert min(steps) == 4 and max(steps) == 6
+
+
+def test_another_configuration_in_the_same_folder_is_refused(tmp_path):
+    train_pruner(make_llava(), Stream(), tmp_path, CONFIG)
+    other = TrainConfig(**{**CONFIG.__dict__, "k_max": 5})
+    with pytest.raises(ValueError, match="holds a run with another configuration"):
+        train_pruner(make_llava(), Stream(), tmp_path, other)
+    train_pruner(make_llava(), Stream(), tmp_path, other, resume=False)
+    assert json.loads((tmp_path / "budgetprune_config.json").read_text())["train_keep"] == [2, 5]
+
+
+def test_lora_is_trained_with_the_pruner_and_saved_in_one_adapter(tmp_path):
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    config = TrainConfig(**{**CONFIG.__dict__, "lora_rank": 2})
+    model = make_llava()
+    train_pruner(model, Stream(), tmp_path, config)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert any("lora_B" in name and value.abs().max() > 0 for name, value in saved.items())
+    assert any("budget_pruner" in name for name in saved)
+    assert (tmp_path / "budgetprune_config.json").is_file()
+    fresh = make_llava()
+    budgetprune.from_pretrained(fresh, tmp_path)
+    loaded, batch = PeftModel.from_pretrained(fresh, tmp_path).eval(), make_batch()
+    with torch.no_grad():
+        assert loaded(**batch).logits.shape[1] < batch["input_ids"].shape[1]
+
+
+def test_a_method_without_weights_cannot_be_trained(tmp_path):
+    with pytest.raises(ValueError, match="train_keep is for trainable methods, uniform is not"):
+        train_pruner(make_llava(), Stream(), tmp_path, TrainConfig(method="uniform", steps=1))
+
+
+@pytest.mark.parametrize("field, value, match", [
+    ("k_min", 0, "k_min and k_max"), ("steps", 0, "steps must be at least 1, got 0"), ("lora_rank", -1, "lora_rank"),
+    ("learning_rate", 0.0, "learning_rate must be positive"), ("warmup", 1.0, r"warmup must be in \[0, 1\)"),
+])
+def test_a_bad_configuration_is_refused_by_name(field, value, match):
+    with pytest.raises(ValueError, match=match):
+        TrainConfig(**{field: value})
