@@ -60,7 +60,7 @@ def test_hostile_strings_stay_text(run_dir):
 
 
 def test_missing_or_empty_records_name_the_command_that_makes_them(tmp_path):
-    with pytest.raises(ValueError, match="no records in .*records.jsonl: `budgetprune evaluate"):
+    with pytest.raises(ValueError, match="no records in .*records.jsonl: `budgetprune eval"):
         write_report(tmp_path / "nowhere")
     (tmp_path / "records.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="`make demo`"):

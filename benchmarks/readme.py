@@ -1,0 +1,79 @@
+"""Writes README's generated blocks and picture from the committed results. Every number there comes from here.
+
+    python benchmarks/readme.py                     rewrite README.md
+    python benchmarks/readme.py --demo runs/demo    first take over a demo's records
+"""
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+
+from report import markdown
+
+from budgetprune.evaluation import latest, read, write_chart_svg
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DEMO, BENCH = RESULTS / "demo", RESULTS / "cpu.json"
+
+
+def demo_table(records) -> str:
+    """One row per method, one column per K: accuracy, and the share of the full model's prefill FLOPs."""
+    full = next(r for r in records if r.method == "none")
+    exact = [r for r in records if r.method != "none" and not r.method_options.get("count")]
+    keeps = sorted({r.keep for r in exact})
+    lines = ["| | " + " | ".join(f"K = {k}" for k in keeps) + f" | all {full.keep} |",
+             "|---|" + "--:|" * (len(keeps) + 1)]
+    cells = {(r.method, r.keep): f"{r.accuracy:.3f} · {r.prefill_flops / full.prefill_flops:.0%}" for r in exact}
+    best = {k: max(r.accuracy for r in exact if r.keep == k) for k in keeps}
+    for record in exact:
+        if record.accuracy == best[record.keep]:
+            key = record.method, record.keep
+            cells[key] = f"**{cells[key].split(' ')[0]}** {cells[key].split(' ', 1)[1]}"
+    for method in sorted({r.method for r in exact}, key=lambda m: -sum(r.accuracy for r in exact if r.method == m)):
+        row = [cells.get((method, k), "") for k in keeps]
+        lines.append(f"| `{method}` | " + " | ".join(row) + " | |")
+    lines.append("| full model" + " |" * (len(keeps) + 1) + f" {full.accuracy:.3f} · 100% |")
+    for r in records:
+        if r.method_options.get("count"):
+            lines.append(f"\n`{r.method}` with its own count kept {r.kept_mean:.1f} tokens on average: {r.accuracy:.3f}.")
+    lines.append(f"\n{full.samples} held-out questions a cell, 95 % intervals in the report. `make demo`, "
+                 f"{full.device}, torch {full.torch}, {full.time[:10]}, commit {full.commit}.")
+    return "\n".join(lines)
+
+
+def bench_table(path) -> str:
+    return markdown(json.loads(Path(path).read_text()))
+
+
+def fill(text: str, name: str, block: str) -> str:
+    """`text` with the block between its marks replaced; ValueError where there are no marks."""
+    marks = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not marks.search(text):
+        raise ValueError(f"README.md has no block 'generated: {name}'")
+    return marks.sub(lambda m: f"{m[1]}{block}\n{m[2]}", text)
+
+
+def render(text: str) -> str:
+    """README with all its generated blocks made anew from the committed results."""
+    text = fill(text, "demo table", demo_table(latest(read(DEMO / "records.jsonl"))))
+    return fill(text, "bench table", bench_table(BENCH))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, help="folder of a demo run to take the records from")
+    arguments = parser.parse_args()
+    if arguments.demo:
+        DEMO.mkdir(parents=True, exist_ok=True)
+        shutil.copy(arguments.demo / "records.jsonl", DEMO / "records.jsonl")
+        shutil.copy(arguments.demo / "pruner" / "train_log.jsonl", DEMO / "train_log.jsonl")
+        write_chart_svg(latest(read(DEMO / "records.jsonl")), DEMO / "accuracy_vs_flops.svg")
+    readme = ROOT / "README.md"
+    readme.write_text(render(readme.read_text()))
+
+
+if __name__ == "__main__":
+    main()

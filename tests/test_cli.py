@@ -1,0 +1,104 @@
+"""The command line as a person meets it: the whole way in small, and every wrong turn."""
+
+import sys
+
+import pytest
+
+from budgetprune.cli import main
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """run("eval", "--samples", 4) -> (exit code, what was printed)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["budgetprune", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as leave:
+            code = leave.code or 0
+        out, err = capfd.readouterr()
+        return code, out + err
+
+    return call
+
+
+def test_train_eval_and_report_hang_together(run, tmp_path):
+    pruner, records = tmp_path / "pruner", tmp_path / "eval"
+    code, said = run("train", "--out", pruner, "--steps", 3, "--batch-size", 4)
+    assert code == 0 and f"pruner: {pruner}" in said and "3/3" in said
+    code, said = run("eval", "--out", records, "--pruner", pruner, "-m", "none,adaptive", "-m", "random", "-k", "8 16",
+                     "--samples", 6, "--latency-batch", 2)
+    assert code == 0 and len((records / "records.jsonl").read_text().splitlines()) == 5
+    code, said = run("report", records)
+    assert code == 0 and (records / "report.html").stat().st_size > 10_000
+
+
+def test_a_second_run_does_nothing_twice(run, tmp_path):
+    arguments = ("eval", "--out", tmp_path, "-m", "uniform", "-k", "8", "--samples", 3, "--latency-batch", 0)
+    assert run(*arguments)[0] == 0
+    before = (tmp_path / "records.jsonl").read_bytes()
+    assert run(*arguments)[0] == 0
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("arguments, match", [
+    (("eval", "-m", "fastvv"), "unknown method 'fastvv'; known: adaptive"),
+    (("eval", "-m", "adaptive", "-k", "8"), "adaptive is trained: name the folder of its weights"),
+    (("eval", "-m", "uniform", "-k", "eight"), "invalid literal for int"),
+    (("eval", "-m", "uniform", "-k", "99", "--samples", "1"), "budgets must be in [1, N=64], got 99"),
+    (("eval", "--task", "chess"), "task must be one of digits, got 'chess'"),
+    (("eval", "--model", "nowhere"), "no digits LLaVA"),
+    (("eval", "--frobnicate"), "No such option: --frobnicate"),
+    (("train", "--estimator", "magic"), "estimator must be one of"),
+    (("train", "--k-min", "9", "--k-max", "3"), "k_min and k_max must satisfy"),
+    (("train", "--steps", "zero"), "'zero' is not a valid int"),
+    (("cost", "gpt-9"), "model must be one of llava-1.5-7b"),
+    (("frobnicate",), "No such command"),
+])
+def test_wrong_arguments_get_one_clear_line_and_exit_code_two(run, tmp_path, monkeypatch, arguments, match):
+    monkeypatch.chdir(tmp_path)
+    code, said = run(*arguments)
+    assert code == 2
+    assert match in " ".join(said.split())
+    assert "Traceback" not in said
+
+
+def test_a_report_of_an_empty_folder_says_what_to_do(run, tmp_path):
+    code, said = run("report", tmp_path)
+    assert code == 2 and "no records in" in said and "budgetprune eval" in " ".join(said.split())
+
+
+def test_ctrl_c_keeps_what_is_done(run, tmp_path, monkeypatch):
+    from budgetprune.evaluation import run as running
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "generate", stop)
+    code, said = run("eval", "--out", tmp_path, "-m", "uniform", "-k", "8", "--samples", 3)
+    assert code == 130 and "the same command goes on from here" in said and "Traceback" not in said
+
+
+def test_list_names_every_method_and_cost_prices_a_model(run):
+    from budgetprune import methods
+
+    code, said = run("list")
+    assert code == 0 and all(name in said for name in methods())
+    code, said = run("cost", "llava-1.5-7b", "--keep", 64)
+    assert code == 0 and "2,051.313" in said
+
+
+def test_cost_reads_a_checkpoints_config(run, tmp_path):
+    from budgetprune.training.base_model import build_digits_llava
+
+    build_digits_llava()[0].config.save_pretrained(tmp_path)
+    code, said = run("cost", tmp_path, "--keep", 8, "--text", 4)
+    assert code == 0 and " 12 " in said
+
+
+def test_no_command_shows_help(run):
+    code, said = run()
+    assert "Usage" in said and "train-base" in said
