@@ -27,6 +27,20 @@ BP_FN u64 radix_key(double score) {
   if (bits == 0x8000000000000000ull) bits = 0ull;
   return bits >> 63 ? ~bits : bits | 0x8000000000000000ull;
 }
+// The score of a key. NaN comes back as NaN, -0 as +0.
+BP_FN float float_of(u32 key) {
+  const u32 bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
+  float score;
+  memcpy(&score, &bits, sizeof score);
+  return score;
+}
+BP_FN double float_of(u64 key) {
+  const u64 bits = key >> 63 ? key & 0x7fffffffffffffffull : ~key;
+  double score;
+  memcpy(&score, &bits, sizeof score);
+  return score;
+}
+
 template <typename T>
 struct KeyOf {
   using Float = float;
@@ -37,10 +51,20 @@ struct KeyOf<double> {
   using Float = double;
   using Key = u64;
 };
+template <>
+struct KeyOf<u32> {  // keys already made
+  using Key = u32;
+};
+template <>
+struct KeyOf<u64> {
+  using Key = u64;
+};
 template <typename T>
 BP_FN typename KeyOf<T>::Key key_of(T score) {
   return radix_key(static_cast<typename KeyOf<T>::Float>(score));
 }
+BP_FN u32 key_of(u32 key) { return key; }
+BP_FN u64 key_of(u64 key) { return key; }
 
 // The k-th best key of a row, and in `need` how many tokens with exactly that key stay.
 // `counts` is 256 ints of scratch shared by the team. k must be at least 1.
@@ -66,18 +90,35 @@ BP_FN typename KeyOf<T>::Key kth_key(const Team& team, const T* scores, i32 n, i
   return prefix;
 }
 
-// One row.
+// The same answer for a team of one, whose histograms would be a chain of single additions: one bit of the key a pass,
+// each pass a comparison and a count, which are vectors, until exactly k keys lie above. `keys` are keys already made.
+template <typename Key>
+BP_FN Key kth_key(const SerialTeam&, const Key* keys, i32 n, i32 k, i32*, i32& need) {
+  Key low = 0;
+  for (Key bit = ~(~Key(0) >> 1); bit; bit >>= 1) {
+    const Key middle = low | bit;
+    i32 count = 0;
+    for (i32 i = 0; i < n; ++i) count += keys[i] >= middle;
+    if (count >= k) low = middle;
+    if (count == k) break;
+  }
+  Key kth = ~Key(0);
+  for (i32 i = 0; i < n; ++i) {
+    const Key key = keys[i] < low ? ~Key(0) : keys[i];
+    kth = key < kth ? key : kth;
+  }
+  need = k;
+  for (i32 i = 0; i < n; ++i) need -= keys[i] > kth;
+  return kth;
+}
+
+// Positions of the keys above kth and of the first `need` that equal it.
 template <typename Team, typename T>
-BP_FN void select_topk_row(const Team& team, const T* scores, i32 n, i32 k, i32 kmax, i32* counts, i32* kept) {
-  using Key = typename KeyOf<T>::Key;
-  for (i32 i = k + team.rank(); i < kmax; i += team.size()) kept[i] = -1;
-  if (k <= 0) return;
-  i32 need;
-  const Key kth = kth_key(team, scores, n, k, counts, need);
+BP_FN void compact(const Team& team, const T* scores, i32 n, i32, typename KeyOf<T>::Key kth, i32 need, i32* kept) {
   i32 written = 0, equal_seen = 0;
   for (i32 base = 0; base < n; base += team.size()) {
     const i32 i = base + team.rank();
-    const Key key = i < n ? key_of(scores[i]) : Key(0);
+    const auto key = i < n ? key_of(scores[i]) : typename KeyOf<T>::Key(0);
     const bool equal = i < n && key == kth;
     i32 equal_total, keep_total;
     const i32 equal_before = equal_seen + team.scan(equal, equal_total);
@@ -87,6 +128,29 @@ BP_FN void select_topk_row(const Team& team, const T* scores, i32 n, i32 k, i32 
     equal_seen += equal_total;
     written += keep_total;
   }
+}
+// For a team of one without a branch on the data: a position that is not kept is overwritten by the next one.
+template <typename Key>
+BP_FN void compact(const SerialTeam&, const Key* keys, i32 n, i32 k, Key kth, i32 need, i32* kept) {
+  for (i32 i = 0, written = 0; written < k && i < n; ++i) {
+    const i32 equal = keys[i] == kth;
+    kept[written] = i;
+    written += i32(keys[i] > kth) | (equal & i32(need > 0));
+    need -= equal;
+  }
+}
+
+// One row. Returns the k-th best key, or 0 for k = 0.
+template <typename Team, typename T>
+BP_FN typename KeyOf<T>::Key select_topk_row(const Team& team, const T* scores, i32 n, i32 k, i32 kmax, i32* counts,
+                                             i32* kept) {
+  using Key = typename KeyOf<T>::Key;
+  for (i32 i = k + team.rank(); i < kmax; i += team.size()) kept[i] = -1;
+  if (k <= 0) return Key(0);
+  i32 need;
+  const Key kth = kth_key(team, scores, n, k, counts, need);
+  compact(team, scores, n, k, kth, need, kept);
+  return kth;
 }
 
 #ifdef __CUDACC__

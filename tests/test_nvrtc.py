@@ -8,12 +8,14 @@ from budgetprune.ops._flatten import csrc, flatten
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="pip install nvidia-cuda-nvrtc cuda-bindings")
 
-KERNEL = re.compile(r"template\s*<typename T>\s*__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(")
+# (name of the type parameter, or nothing; name of the kernel)
+KERNEL = re.compile(r"(?:template\s*<typename (\w+)>\s*)?"
+                    r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(")
 SOURCES = sorted(path.name for path in csrc().glob("*.cuh") if "__global__" in path.read_text())
 
 
-def cubin_sizes(source, arch, kernels=()):
-    """Compiles to machine code for `arch`; {kernel expression: its mangled name}, or the compiler's message."""
+def compiled(source, arch, kernels=()):
+    """The machine code for `arch` and {kernel expression: its mangled name}; RuntimeError with the compiler's words."""
     error, program = nvrtc.nvrtcCreateProgram(source.encode(), b"flat.cu", 0, [], [])
     assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS
     for kernel in kernels:
@@ -39,20 +41,24 @@ def test_there_are_kernels_to_compile():
 @pytest.mark.parametrize("arch", [80, 90, 100])
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_kernel_compiles_by_nvrtc(name, arch):
-    kernels = KERNEL.findall((csrc() / name).read_text())
-    assert kernels, f"{name} has a __global__ that is not a template over one element type"
+    text = (csrc() / name).read_text()
+    kernels = KERNEL.findall(text)
+    assert len(kernels) == text.count("__global__ void"), f"{name}: a kernel takes at most one type parameter"
     types = {80: ["float"], 90: ["float", "double", "__half", "__nv_bfloat16"], 100: ["float"]}[arch]
     halves = "#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
     source = flatten(name)
     if len(types) > 1:
         try:
-            cubin_sizes(halves, arch)
+            compiled(halves, arch)
         except RuntimeError:
             types = ["float", "double"]  # pip's NVRTC without the toolkit's half headers
         else:
             source = halves + source
-    expressions = [f"budgetprune::{kernel}<{element}>" for kernel in kernels for element in types]
-    cubin, lowered = cubin_sizes(source, arch, expressions)
+    expressions = []
+    for parameter, kernel in kernels:  # T is an element of a tensor; other letters are accumulators or vector words
+        arguments = [f"<{element}>" for element in (types if parameter == "T" else ["float"])] if parameter else [""]
+        expressions += [f"budgetprune::{kernel}{argument}" for argument in arguments]
+    cubin, lowered = compiled(source, arch, expressions)
     assert cubin[:4] == b"\x7fELF"
     for expression in expressions:
         assert lowered[expression] in cubin, expression
@@ -63,7 +69,7 @@ def test_an_error_names_the_file_and_line_it_came_from():
     line = next(n for n, text in enumerate((csrc() / "select_topk.cuh").read_text().splitlines(), 1)
                 if "const i64 row = blockIdx.x;" in text)
     with pytest.raises(RuntimeError, match=rf"select_topk.cuh\({line}\).*missing_name"):
-        cubin_sizes(broken, 80, ["budgetprune::select_topk_kernel<float>"])
+        compiled(broken, 80, ["budgetprune::select_topk_kernel<float>"])
 
 
 def test_flatten_inlines_every_header_once(tmp_path):

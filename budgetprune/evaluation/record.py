@@ -15,9 +15,10 @@ from pathlib import Path
 
 FILE_NAME = "records.jsonl"
 _TEXTS = ("task", "model", "method", "commit", "torch", "device", "time")
-_COUNTS = ("keep", "samples", "seed", "prefill_flops", "peak_bytes")
+_COUNTS = ("keep", "samples", "seed", "prefill_flops", "peak_bytes", "latency_batch")
 _NUMBERS = ("accuracy", "kept_recall", "kept_mean", "prefill_ms", "decode_ms_per_token")
-_OPTIONAL = {"kept_recall", "kept_mean", "prefill_flops", "prefill_ms", "decode_ms_per_token", "peak_bytes"}
+_NOT_ALWAYS_WRITTEN = {"kept_mean", "latency_batch"}
+_OPTIONAL = {"kept_recall", "prefill_flops", "prefill_ms", "decode_ms_per_token", "peak_bytes"} | _NOT_ALWAYS_WRITTEN
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Record:
     accuracy, kept_recall: fractions; kept_recall is the share of the tokens that matter (where the task knows them)
         that was kept.
     ci95: [low, high] around accuracy. prefill_flops: per sample. time: ISO 8601.
+    latency_batch: prompts in the batch that prefill_ms, decode_ms_per_token and peak_bytes are of.
     Unmeasured values are None. ValueError or TypeError names the field that is out of its range or kind.
     """
 
@@ -46,6 +48,7 @@ class Record:
     prefill_ms: float | None = None
     decode_ms_per_token: float | None = None
     peak_bytes: int | None = None
+    latency_batch: int | None = None
     commit: str = ""
     torch: str = ""
     device: str = ""
@@ -97,8 +100,9 @@ class Record:
     def to_json(self) -> str:
         """One line without its end."""
         values = asdict(self)
-        if values["kept_mean"] is None:
-            del values["kept_mean"]
+        for name in _NOT_ALWAYS_WRITTEN:
+            if values[name] is None:
+                del values[name]
         return json.dumps(values | {"ci95": list(self.ci95)}, allow_nan=False, ensure_ascii=False)
 
     @classmethod
@@ -108,7 +112,7 @@ class Record:
         if not isinstance(values, dict):
             raise ValueError(f"a record must be a JSON object, got {type(values).__name__}")
         names = {f.name for f in fields(cls)}
-        required = names - {"kept_mean"}
+        required = names - _NOT_ALWAYS_WRITTEN
         if missing := sorted(required - values.keys()):
             raise ValueError(f"missing {', '.join(missing)}")
         if unknown := sorted(values.keys() - names):

@@ -39,7 +39,7 @@ def _load(run_dir):
     path = Path(run_dir) / FILE_NAME
     records = read(path)
     if not records:
-        raise ValueError(f"no records in {path}: `budgetprune evaluate --out {run_dir}` makes them "
+        raise ValueError(f"no records in {path}: `budgetprune eval --out {run_dir}` makes them "
                          "(`make demo` does so for the bundled task)")
     return records
 
@@ -217,8 +217,8 @@ def _footer(records, command):
     span = "" if not times else times[0] if times[0][:10] == times[-1][:10] else f"{times[0][:10]} to {times[-1][:10]}"
     entries = [("Command", f"<code>{escape(command)}</code>"), ("Date", escape(span.replace("T", " ")))]
     for title, name in (("Machine", "device"), ("torch", "torch"), ("Commit", "commit"), ("Seed", "seed"),
-                        ("Samples", "samples")):
-        values = [str(v) for v in common(records, name) if v != ""]
+                        ("Samples", "samples"), ("Timed batch", "latency_batch")):
+        values = [str(v) for v in common(records, name) if v not in ("", None)]
         entries.append((title + ("s" if len(values) > 1 and title in ("Machine", "Commit", "Seed") else ""),
                         ", ".join(escape(v) for v in values)))
     return "".join(f"<div><dt>{title}</dt><dd>{value or DASH}</dd></div>" for title, value in entries)

@@ -188,7 +188,7 @@ def cost_of(model, active, pruning, counts, batches, config: EvalConfig, tokens:
     costs = {"prefill_flops": flops.total}
     if config.latency_batch:
         timed = {name: value[: config.latency_batch] for name, value in batches[0].items()}
-        costs |= {"prefill_ms": measure.prefill_ms(active, timed),
+        costs |= {"latency_batch": len(timed["input_ids"]), "prefill_ms": measure.prefill_ms(active, timed),
                   "decode_ms_per_token": measure.decode_ms_per_token(active, timed, warmup=1, repeats=3),
                   "peak_bytes": measure.peak_bytes(active, timed)}
     return costs

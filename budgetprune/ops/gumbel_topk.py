@@ -38,7 +38,7 @@ def _stats_reference(logits, z, counts, noise, tau, estimator):
         noisy = exact + noise
         shift = noisy.amax(dim=1) if noisy.shape[1] else noisy.new_zeros(len(noisy))
         return torch.stack([shift, ((noisy - shift[:, None]) / tau).exp().sum(dim=1)], dim=1)
-    theta, tokens = _theta(exact, tau), z.shape[1]
+    theta = _theta(exact, tau)
     descending = torch.nn.functional.pad(z.sort(dim=1, descending=True).values, (0, 1))
     kth = descending.gather(1, (counts.long() - 1).clamp(min=0)[:, None])[:, 0]
     fixed = (counts <= 0) | ((z != -math.inf).sum(dim=1) <= counts) | ~kth.isfinite()
@@ -147,6 +147,7 @@ class _GumbelTopk(torch.autograd.Function):
         ctx.save_for_backward(logits, key, stats)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad, *_):
         return _backward_op(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None, None, None
 
@@ -169,7 +170,8 @@ def gumbel_topk(logits: Tensor, keep: int | list[int] | Tensor, *, key: Tensor, 
         tau: temperature, above 0.
         estimator: whose derivative the gate gets. "race", "fermi": of the inclusion probabilities s, with s_i =
             1 - exp(-exp(theta_i + nu)) or sigmoid(theta_i + nu) and nu such that sum_i s_i = K: d * (g - sum(d g) /
-            sum(d)) / tau, d = ds/dtheta. "softmax": of softmax((logits + noise) / tau), AdaLLaVA's straight-through form.
+            sum(d)) / tau, d = ds/dtheta. "softmax": of softmax((logits + noise) / tau), AdaLLaVA's straight-through
+            form.
         noise: "gumbel" (pairs with race), "logistic" (pairs with fermi), or "none" for evaluation.
         max_keep: Kmax when `keep` is a Tensor; naming it avoids reading `keep` back from a GPU.
 
@@ -188,12 +190,14 @@ def gumbel_topk(logits: Tensor, keep: int | list[int] | Tensor, *, key: Tensor, 
     fused call with different noise.
 
     Source: Gumbel top-k, Kool et al., ICML 2019; Pareto sampling and inclusion probabilities of fixed-size designs,
-    Rosen 1997; softmax, AdaLLaVA, Xu et al. 2025, whose K rounds of masked softmax draw the same distribution of sets.
+    Rosen 1997; softmax, AdaLLaVA, Xu et al. 2025. Departure: one noisy ranking instead of K rounds of sampling from the
+    softmax of what is left, which has the same distribution of sets.
     """
     check_float("logits", logits, "B N")
     keep, max_keep = check_keep(keep, *logits.shape, logits.device, max_keep)
     if not isinstance(key, Tensor) or key.dtype != torch.int64:
-        raise TypeError(f"key must be an int64 Tensor, got {key.dtype if isinstance(key, Tensor) else type(key).__name__}")
+        got = key.dtype if isinstance(key, Tensor) else type(key).__name__
+        raise TypeError(f"key must be an int64 Tensor, got {got}")
     if tuple(key.shape) != (2,) and tuple(key.shape) != (logits.shape[0], 2):
         raise ValueError(f"key must be [2] or [B, 2], B={logits.shape[0]}, got shape {list(key.shape)}")
     check_device("key", key, logits.device)

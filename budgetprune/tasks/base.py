@@ -35,7 +35,8 @@ class Sample:
         if array and not (self.image.dtype == np.uint8 and self.image.ndim == 3 and self.image.shape[2] == 3):
             raise ValueError(f"image must be uint8 [H, W, 3], got {self.image.dtype} {list(self.image.shape)}")
         if not array and getattr(self.image, "mode", None) != "RGB":
-            raise TypeError(f"image must be a uint8 array [H, W, 3] or a PIL RGB image, got {type(self.image).__name__}")
+            came = type(self.image).__name__
+            raise TypeError(f"image must be a uint8 array [H, W, 3] or a PIL RGB image, got {came}")
 
 
 class Task(ABC):

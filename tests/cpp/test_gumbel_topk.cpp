@@ -21,7 +21,8 @@ double units(float got, double exact) {
 void check_logarithm() {
   double worst = 0, worst_outer = 0;
   for (u32 k = 0; k < (1u << 24); k += BUDGETPRUNE_LOG_STRIDE) {
-    const double exact = k < (1u << 23) ? std::log((k + 0.5) * 0x1p-24) : std::log1p(-((0xffffffu - k) + 0.5) * 0x1p-24);
+    const double rest = ((0xffffffu - k) + 0.5) * 0x1p-24;
+    const double exact = k < (1u << 23) ? std::log((k + 0.5) * 0x1p-24) : std::log1p(-rest);
     const float log_u = log_uniform(k);
     worst = std::max(worst, units(log_u, exact));
     worst_outer = std::max(worst_outer, units(noise_of<Noise::gumbel>(k), -std::log(-double(log_u))));

@@ -1,4 +1,4 @@
-"""gumbel_topk's gradient: against float64 mathematics, finite differences and plain torch, and where it must be zero."""
+"""gumbel_topk's gradient: against float64, finite differences and plain torch, and where it must be zero."""
 
 import math
 

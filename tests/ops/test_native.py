@@ -13,7 +13,7 @@ import torch
 import budgetprune.ops
 from budgetprune.ops import _native
 
-PROVIDED = re.compile(r'provide\(\s*((?:"[^"]*"\s*)+),', re.S)
+PROVIDED = re.compile(r'provide\(\s*((?:"[^"]*"\s*)+),', re.DOTALL)
 
 
 def schemas():
@@ -29,7 +29,7 @@ def schemas():
 
 
 def python(code, **environment):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240,
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=240,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 

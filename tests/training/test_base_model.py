@@ -175,14 +175,27 @@ def test_bundled_model_stops_after_the_digit(bundled):
 
 def test_bundled_model_answers_alike_behind_padding(bundled):
     model, processor = bundled
-    samples = build("digits").samples("test", 3, 125)
-    long = f"<image> {samples[0].question} {samples[0].answer} </s> {samples[1].question}"
-    inputs = processor(text=[long, f"<image> {samples[2].question}"], images=[samples[0].image, samples[2].image],
-                       padding=True, return_tensors="pt")
-    assert inputs["attention_mask"][1, 0] == 0
-    out = processor.batch_decode(model.generate(**inputs, max_new_tokens=1)[:, -1:])
-    assert out == [*ask(model, processor, samples[1:2], max_new_tokens=1),
-                   *ask(model, processor, samples[2:], max_new_tokens=1)]
+    samples = build("digits").samples("test", 24, 125)
+    texts = [f"<image> {s.question}" for s in samples]
+    texts[::3] = [f"<image> {a.question} {a.answer} </s> {b.question}" for a, b in zip(samples[::3], samples[1::3])]
+    images = [s.image for s in samples]
+    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    assert inputs["attention_mask"][:, 0].tolist() == [1, 0, 0] * 8
+    padded = processor.batch_decode(model.generate(**inputs, max_new_tokens=1)[:, -1:])
+    for answer, text, image in zip(padded, texts, images):
+        alone = processor(text=text, images=image, return_tensors="pt")
+        assert answer == processor.decode(model.generate(**alone, max_new_tokens=1)[0, -1:])
+
+
+def test_bundled_model_answers_a_second_question_in_conversation(bundled):
+    model, processor = bundled
+    canvases = draw("test", 64, 128)
+    inputs = digits_batch_inputs(canvases, processor)
+    with torch.no_grad():
+        named = model(**{k: v for k, v in inputs.items() if k != "labels"}).logits[:, :-1].argmax(-1)
+    asked = inputs["labels"][:, 1:] != -100
+    right = (named == inputs["labels"][:, 1:])[asked].view(64, 3).float().mean(0)
+    assert (right > 0.9).all()
 
 
 def test_bundled_log_is_that_of_the_bundled_weights(bundled):

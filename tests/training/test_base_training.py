@@ -15,6 +15,7 @@ from budgetprune.training import (
     digits_batch_inputs,
     find_base,
     load_base,
+    terminal,
     train_base,
 )
 
@@ -166,6 +167,7 @@ def test_a_run_learns_logs_and_leaves_only_the_finished_files(tmp_path, monkeypa
     assert "event llava, step 42" in capsys.readouterr().err
     names = {file.name for file in tmp_path.iterdir()}
     assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"} <= names
+    assert all(file.stat().st_mode & 0o777 == 0o644 for file in tmp_path.iterdir())
     assert not any("resume" in name or name.startswith(".") for name in names)
 
 
@@ -173,7 +175,7 @@ def test_progress_is_a_bar_on_a_terminal_and_silence_if_unwanted(monkeypatch, ca
     monkeypatch.setenv("TERM", "xterm")
     for wanted in (True, False):
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-        with base_training._display(10, 4, wanted) as show:
+        with terminal.progress_display(10, 4, wanted) as show:
             show(10)
             show(10, {"event": "end", "accuracy": 0.25, "seed": 3})
         shown = capsys.readouterr().err

@@ -1,0 +1,188 @@
+// gather_tokens.cpp: the op as torch sees it. Guards memory, then CPU or CUDA.
+#include "gather_tokens.cuh"
+
+#include <algorithm>
+
+#include "torch_support.h"
+
+namespace budgetprune {
+
+int launch_gather_tokens(const void* x, i64 batch_stride, i64 row_stride, const i32* kept, i64 samples, i64 prefix,
+                         i64 rows, i32 kmax, i64 row_bytes, i64 outputs, void* tokens, i32* positions, bool* mask,
+                         i32* cu_seqlens, void* stream);
+int launch_gather_tokens_backward(const void* grad, const i32* kept, const i32* cu_seqlens, i64 samples, i64 prefix,
+                                  i64 rows, i32 kmax, i64 row_bytes, i64 grad_rows, void* dx, void* stream);
+
+namespace {
+
+using Gathered = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // tokens, positions, mask (empty if packed), cu_seqlens
+
+void check_kept(const Tensor& kept, int64_t samples, int64_t prefix, int64_t rows) {
+  STD_TORCH_CHECK(kept.dim() == 2 && kept.size(0) == samples && kept.scalar_type() == ScalarType::Int,
+                  "gather_tokens: kept must be int32 [B, Kmax] with B = ", samples);
+  STD_TORCH_CHECK(0 <= prefix && prefix <= rows, "gather_tokens: prefix must be in [0, ", rows, "], got ", prefix);
+  STD_TORCH_CHECK(samples * (prefix + kept.size(1)) < (int64_t(1) << 31) && rows < (int64_t(1) << 31),
+                  "gather_tokens: B * (P + Kmax) and P + N must be below 2^31");
+}
+
+Gathered allocate(const Tensor& x, const Tensor& kept, int64_t prefix, bool packed, int64_t total) {
+  STD_TORCH_CHECK(x.dim() == 3, "gather_tokens: x must be [B, P + N, C], got ", x.dim(), " dimensions");
+  check_kept(kept, x.size(0), prefix, x.size(1));
+  const int64_t samples = x.size(0), length = prefix + kept.size(1), channels = x.size(2);
+  STD_TORCH_CHECK(!packed || (0 <= total && total <= samples * length), "gather_tokens: total must be in [0, ",
+                  samples * length, "], got ", total);
+  const Tensor cu_seqlens = torch::stable::new_empty(kept, {samples + 1});
+  if (packed)
+    return {torch::stable::new_empty(x, {total, channels}), torch::stable::new_empty(kept, {total}),
+            torch::stable::new_empty(kept, {0}, ScalarType::Bool), cu_seqlens};
+  return {torch::stable::new_empty(x, {samples, length, channels}), torch::stable::new_empty(kept, {samples, length}),
+          torch::stable::new_empty(kept, {samples, length}, ScalarType::Bool), cu_seqlens};
+}
+
+Tensor contiguous_rows(const Tensor& x) {
+  return x.size(2) <= 1 || x.stride(2) == 1 ? x : torch::stable::contiguous(x);
+}
+
+// Reads each row of kept once, whole: in range, ascending, padded at the end only.
+void check_positions(const i32* kept, int64_t samples, int64_t kmax, int64_t tokens) {
+  for (int64_t b = 0; b < samples; ++b)
+    for (int64_t i = 0; i < kmax; ++i) {
+      const i32 here = kept[b * kmax + i], before = i ? kept[b * kmax + i - 1] : -1;
+      const bool padding = here == -1;
+      STD_TORCH_CHECK(padding || (0 <= here && here < tokens), "gather_tokens: kept must be in [0, N=", tokens,
+                      ") or -1, got ", here, " in row ", b);
+      STD_TORCH_CHECK(padding || i == 0 || before != -1, "gather_tokens: kept must have -1 only at the end, got ", here,
+                      " after -1 in row ", b);
+      STD_TORCH_CHECK(padding || here > before, "gather_tokens: kept must ascend strictly, got ", here, " after ",
+                      before, " in row ", b);
+    }
+}
+
+int64_t rows_per_thread(int64_t row_bytes) { return std::max<int64_t>(1, 65536 / std::max<int64_t>(1, row_bytes)); }
+
+Gathered gather_tokens_cpu(const Tensor& x_in, const Tensor& kept_in, int64_t prefix, bool packed, int64_t total) {
+  const auto [tokens, positions, mask, cu_seqlens] = allocate(x_in, kept_in, prefix, packed, total);
+  const Tensor x = contiguous_rows(x_in), kept_rows = torch::stable::contiguous(kept_in);
+  const int64_t samples = x.size(0), rows = x.size(1), kmax = kept_rows.size(1), length = prefix + kmax;
+  const int64_t item = int64_t(x.element_size()), row_bytes = x.size(2) * item;
+  const int64_t batch_stride = x.stride(0) * item, row_stride = x.stride(1) * item;
+  const i32* kept = data<i32>(kept_rows);
+  check_positions(kept, samples, kmax, rows - prefix);
+  i32* starts = mutable_data<i32>(cu_seqlens);
+  starts[0] = 0;
+  for (int64_t b = 0; b < samples; ++b)
+    starts[b + 1] = starts[b] + i32(prefix) + kept_count(kept + b * kmax, i32(kmax));
+  STD_TORCH_CHECK(!packed || starts[samples] == total, "gather_tokens: total must be the number of tokens, ",
+                  starts[samples], ", got ", total);
+  const char* from = static_cast<const char*>(x.const_data_ptr());
+  char* to = static_cast<char*>(tokens.mutable_data_ptr());
+  i32* place = mutable_data<i32>(positions);
+  bool* exists = packed ? nullptr : mutable_data<bool>(mask);
+  const int64_t outputs = packed ? total : samples * length;
+  torch::stable::parallel_for(0, outputs, rows_per_thread(row_bytes), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t b = packed ? sample_of(starts, samples, at) : at / length;
+      const int64_t i = packed ? at - starts[b] : at % length;
+      const int64_t row = source_row(kept + b * kmax, i, prefix, rows, i32(kmax));
+      if (row < 0) std::memset(to + at * row_bytes, 0, row_bytes);
+      else std::memcpy(to + at * row_bytes, from + b * batch_stride + row * row_stride, row_bytes);
+      place[at] = row < 0 ? 0 : i32(row);
+      if (exists) exists[at] = row >= 0;
+    }
+  });
+  return {tokens, positions, mask, cu_seqlens};
+}
+
+Tensor allocate_backward(const Tensor& grad, const Tensor& kept, const Tensor& cu_seqlens, int64_t prefix, int64_t rows,
+                         bool packed) {
+  STD_TORCH_CHECK(kept.dim() == 2 && grad.dim() == (packed ? 2 : 3),
+                  "gather_tokens_backward: grad must be like the tokens, kept [B, Kmax]");
+  check_kept(kept, kept.size(0), prefix, rows);
+  STD_TORCH_CHECK(packed || (grad.size(0) == kept.size(0) && grad.size(1) == prefix + kept.size(1)),
+                  "gather_tokens_backward: grad must be [B, P + Kmax, C]");
+  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.size(0) == kept.size(0) + 1 &&
+                      cu_seqlens.scalar_type() == ScalarType::Int,
+                  "gather_tokens_backward: cu_seqlens must be int32 [B + 1]");
+  return torch::stable::new_empty(grad, {kept.size(0), rows, grad.size(packed ? 1 : 2)});
+}
+
+Tensor gather_tokens_backward_cpu(const Tensor& grad_in, const Tensor& kept_in, const Tensor& cu_in, int64_t prefix,
+                                  int64_t rows, bool packed) {
+  const Tensor dx = allocate_backward(grad_in, kept_in, cu_in, prefix, rows, packed);
+  const Tensor grad = torch::stable::contiguous(grad_in), kept_rows = torch::stable::contiguous(kept_in);
+  const Tensor cu_seqlens = torch::stable::contiguous(cu_in);
+  const int64_t samples = dx.size(0), kmax = kept_rows.size(1), length = prefix + kmax;
+  const int64_t row_bytes = dx.size(2) * int64_t(dx.element_size());
+  const i32 *kept = data<i32>(kept_rows), *starts = data<i32>(cu_seqlens);
+  check_positions(kept, samples, kmax, rows - prefix);
+  for (int64_t b = 0, start = 0; packed && b <= samples; ++b) {
+    STD_TORCH_CHECK(starts[b] == start, "gather_tokens_backward: cu_seqlens must be as gather_tokens gave it");
+    start += b < samples ? prefix + kept_count(kept + b * kmax, i32(kmax)) : 0;
+    STD_TORCH_CHECK(b < samples || start == grad.size(0), "gather_tokens_backward: grad must be [total, C]");
+  }
+  const char* from = static_cast<const char*>(grad.const_data_ptr());
+  char* to = static_cast<char*>(dx.mutable_data_ptr());
+  torch::stable::parallel_for(0, samples * rows, rows_per_thread(row_bytes), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t b = at / rows;
+      const i32* mine = kept + b * kmax;
+      const int64_t token = token_of_row(mine, at % rows, prefix, kept_count(mine, i32(kmax)));
+      if (token < 0) std::memset(to + at * row_bytes, 0, row_bytes);
+      else std::memcpy(to + at * row_bytes, from + ((packed ? starts[b] : b * length) + token) * row_bytes, row_bytes);
+    }
+  });
+  return dx;
+}
+
+#ifdef BUDGETPRUNE_CUDA
+Gathered gather_tokens_cuda(const Tensor& x_in, const Tensor& kept_in, int64_t prefix, bool packed, int64_t total) {
+  const torch::stable::accelerator::DeviceGuard guard(x_in.get_device_index());
+  const auto [tokens, positions, mask, cu_seqlens] = allocate(x_in, kept_in, prefix, packed, total);
+  const Tensor x = contiguous_rows(x_in), kept = torch::stable::contiguous(kept_in);
+  const int64_t item = int64_t(x.element_size());
+  check_launch("gather_tokens",
+               launch_gather_tokens(x.const_data_ptr(), x.stride(0) * item, x.stride(1) * item, data<i32>(kept),
+                                    x.size(0), prefix, x.size(1), i32(kept.size(1)), x.size(2) * item,
+                                    positions.numel(), tokens.mutable_data_ptr(), mutable_data<i32>(positions),
+                                    packed ? nullptr : mutable_data<bool>(mask), mutable_data<i32>(cu_seqlens),
+                                    current_cuda_stream(x.get_device_index())));
+  return {tokens, positions, mask, cu_seqlens};
+}
+
+Tensor gather_tokens_backward_cuda(const Tensor& grad_in, const Tensor& kept_in, const Tensor& cu_in, int64_t prefix,
+                                   int64_t rows, bool packed) {
+  const torch::stable::accelerator::DeviceGuard guard(grad_in.get_device_index());
+  const Tensor dx = allocate_backward(grad_in, kept_in, cu_in, prefix, rows, packed);
+  if (dx.numel() == 0) return dx;
+  const Tensor grad = torch::stable::contiguous(grad_in), kept = torch::stable::contiguous(kept_in);
+  const Tensor cu_seqlens = torch::stable::contiguous(cu_in);
+  const int64_t grad_rows = packed ? grad.size(0) : grad.size(0) * grad.size(1);
+  check_launch("gather_tokens_backward",
+               launch_gather_tokens_backward(grad.const_data_ptr(), data<i32>(kept),
+                                             packed ? data<i32>(cu_seqlens) : nullptr, dx.size(0), prefix, rows,
+                                             i32(kept.size(1)), dx.size(2) * int64_t(dx.element_size()), grad_rows,
+                                             dx.mutable_data_ptr(), current_cuda_stream(grad.get_device_index())));
+  return dx;
+}
+#endif
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(budgetprune, m) {
+  m.def("gather_tokens(Tensor x, Tensor kept, int prefix, bool packed, SymInt total)"
+        " -> (Tensor tokens, Tensor positions, Tensor mask, Tensor cu_seqlens)");
+  m.def("gather_tokens_backward(Tensor grad, Tensor kept, Tensor cu_seqlens, int prefix, SymInt rows, bool packed)"
+        " -> Tensor");
+}
+STABLE_TORCH_LIBRARY_IMPL(budgetprune, CPU, m) {
+  m.impl("gather_tokens", TORCH_BOX(&gather_tokens_cpu));
+  m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward_cpu));
+}
+#ifdef BUDGETPRUNE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(budgetprune, CUDA, m) {
+  m.impl("gather_tokens", TORCH_BOX(&gather_tokens_cuda));
+  m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward_cuda));
+}
+#endif
+
+}  // namespace budgetprune
