@@ -12,7 +12,7 @@ from budgetprune.ops import gated_attention
 from budgetprune.ops.gated_attention import gated_attention_backward_reference, gated_attention_reference
 
 TRAINED = names("digits", "llava15")
-MOST_ROWS = {"digits": 64, "llava15": 4}  # the eager form keeps several [B, H, L, L] matrices
+MOST_ROWS = {"digits": 64, "llava15": 1}  # the eager form keeps several [B, H, L, L] matrices
 
 
 def eager(q, k, v, gate):
@@ -54,10 +54,17 @@ def inputs(shape, device):
     return q, k, v, gate
 
 
+def causal_flops(q, products):
+    """2 x multiply-adds of the products of [L, D] and half of [L, L]: two forward, five more backward."""
+    batch, heads, length, size = q.shape
+    return products * batch * heads * length * (length + 1) * size
+
+
 @pytest.mark.parametrize("provider", CALLS)
 @pytest.mark.parametrize("shape", TRAINED)
 def bench_forward(bench, provider, shape, device):
-    bench(provider, CALLS[provider], reference, inputs(shape, device), check=CHECKS[provider])
+    tensors = inputs(shape, device)
+    bench(provider, CALLS[provider], reference, tensors, check=CHECKS[provider], flops=causal_flops(tensors[0], 2))
 
 
 @pytest.mark.parametrize("provider", CALLS)
@@ -71,4 +78,11 @@ def bench_forward_backward(bench, provider, shape, device):
         grads = torch.autograd.grad(CALLS[provider](*leaves), leaves, args[4], allow_unused=True)
         return tuple(x for x in grads if x is not None)
 
-    bench(provider, step, backward_reference, (*tensors, grad), check=CHECKS[provider])
+    def same_for_kept_tokens(got, want):
+        """The eager form gives a dropped token the derivative at 0, the op a secant: there they differ by design."""
+        kept = tensors[3] > 0
+        CHECKS[provider]((*got[:3], got[3][kept]), (*want[:3], want[3][kept]))
+
+    check = same_for_kept_tokens if provider == "eager composition" else CHECKS[provider]
+    bench(provider, step, backward_reference, (*tensors, grad), check=check,
+          flops=causal_flops(tensors[0], 7))

@@ -14,7 +14,8 @@ bench(provider, call, reference, args, *, bytes_moved=None, flops=None, baseline
      timed. `reference` is the op's own reference, imported from budgetprune.ops, never a third copy. `call` may return
      a tensor or a tuple of them (a backward returns its gradients). `check` is replaced where equality is not the law,
      for example a baseline that draws other noise: check=lambda result, expected: ...
-  2. warms up, and chooses rounds so that a case takes about BENCH_SECONDS (default 0.5).
+  2. warms up, and chooses rounds so that a case takes about BENCH_SECONDS (default 0.3); a call above 0.2 s gets three
+     rounds and no warm-up beyond the check, one above 1 s a single round.
   3. times call(*args) with the device synchronised inside the timed call.
   4. extra_info: op (from the file's name), case (the function), shape, dtype, provider, baseline, device, threads,
      torch, cuda, commit, bytes_moved, flops, GB/s and GFLOP/s of the fastest round, peak_bytes on a GPU.
@@ -33,7 +34,8 @@ from pathlib import Path
 import pytest
 import torch
 
-SECONDS = float(os.environ.get("BENCH_SECONDS", "0.5"))
+SECONDS = float(os.environ.get("BENCH_SECONDS", "0.3"))
+SLOW = 0.2  # seconds a call
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
@@ -98,16 +100,17 @@ def bench(request, benchmark, environment):
             if gpu:
                 torch.cuda.synchronize()
 
-        for _ in range(3):
+        for _ in range(4):
+            start = time.perf_counter()
             timed()
-        start = time.perf_counter()
-        timed()
-        once = max(time.perf_counter() - start, 1e-7)
+            once = max(time.perf_counter() - start, 1e-7)
+            if once > SLOW:
+                break
         if gpu:
             torch.cuda.reset_peak_memory_stats()
         iterations = max(1, int(2e-4 / once))
-        rounds = min(max(5, int(SECONDS / (once * iterations))), 1000)
-        benchmark.pedantic(timed, rounds=rounds, iterations=iterations, warmup_rounds=1)
+        rounds = (3 if once < 1 else 1) if once > SLOW else min(max(5, int(SECONDS / (once * iterations))), 1000)
+        benchmark.pedantic(timed, rounds=rounds, iterations=iterations, warmup_rounds=int(once <= SLOW))
 
         shape = parameters.get("shape") or "x".join(map(str, first.shape))
         benchmark.group = f"{request.node.originalname} {shape} {first.dtype} {first.device.type}"

@@ -38,7 +38,7 @@ def demo_table(records) -> str:
     lines.append("| full model" + " |" * (len(keeps) + 1) + f" {full.accuracy:.3f} · 100% |")
     for r in records:
         if r.method_options.get("count"):
-            lines.append(f"\n`{r.method}` with its own count kept {r.kept_mean:.1f} tokens on average: {r.accuracy:.3f}.")
+            lines.append(f"\n`{r.method}`, choosing its count itself, kept {r.kept_mean:.1f} tokens: {r.accuracy:.3f}.")
     lines.append(f"\n{full.samples} held-out questions a cell, 95 % intervals in the report. `make demo`, "
                  f"{full.device}, torch {full.torch}, {full.time[:10]}, commit {full.commit}.")
     return "\n".join(lines)

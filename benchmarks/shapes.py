@@ -31,7 +31,7 @@ class Shape:
 
 
 SHAPES = {
-    "digits": Shape(64, 64, 12, 4, 96, 4, 4, 24, 4, "the embedded digits task: 64x64 canvas, 8x8 patches"),
+    "digits": Shape(64, 64, 12, 20, 96, 4, 4, 24, 4, "the embedded digits task: 64x64 canvas, 8x8 patches"),
     "llava15": Shape(64, 576, 192, 64, 4096, 32, 32, 128, 32, "LLaVA-1.5 7B: CLIP ViT-L/14 at 336, 24x24 patches"),
     "llava15_b1": Shape(1, 576, 192, 64, 4096, 32, 32, 128, 32, "LLaVA-1.5 7B, one image"),
     "llava_next": Shape(8, 2880, 640, 64, 4096, 32, 32, 128, 32, "LLaVA-NeXT 7B: five tiles of 576"),

@@ -11,11 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False,
-                  help="Token budgets for vision-language models: keep the image tokens that matter, measure what it saves.")
+                  help="Token budgets for vision-language models: keep the image tokens that matter, and measure it.")
 console = Console(stderr=True)
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 Base = Annotated[Path | None, typer.Option("--model", help="Folder of a LLaVA checkpoint; default: the digits LLaVA.")]
+BUDGETS = "4,8,12,16,24,32,64"
 Resume = Annotated[bool, typer.Option(help="Go on with what an earlier run left in the folder.")]
 
 
@@ -23,8 +24,8 @@ Resume = Annotated[bool, typer.Option(help="Go on with what an earlier run left 
 def progress(what: str, total: int | None = None):
     """A bar on a terminal, a line now and then elsewhere; yields tell(done, text)."""
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
-                   TimeElapsedColumn(), TimeRemainingColumn())
+        count = TextColumn("{task.completed}/{task.total} {task.fields[note]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(what, total=total, note="")
 
@@ -81,7 +82,7 @@ def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="
 
 
 @app.command("train-base")
-def train_base(out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default: the user's cache.")] = None,
+def train_base(out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the user's cache.")] = None,
                vision_steps: Annotated[int | None, typer.Option(help="Steps of the vision tower alone.")] = None,
                steps: Annotated[int | None, typer.Option(help="Steps of the whole model.")] = None,
                seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0, resume: Resume = True):
@@ -100,8 +101,9 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
           batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
           learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
           estimator: Annotated[str, typer.Option(help="Gradient of the choice: race, fermi or softmax.")] = "race",
-          fusion: Annotated[str, typer.Option(help="How the budget meets the patches: add, concat, cross or none.")] = "add",
+          fusion: Annotated[str, typer.Option(help="Budget meets patches: add, concat, cross or none.")] = "add",
           tau: Annotated[float, typer.Option(help="Temperature of the choice.")] = 1.0,
+          noise: Annotated[float, typer.Option(help="Share of the steps that draw with noise, from the first.")] = 0.3,
           use_cls: Annotated[bool, typer.Option(help="Put a projected CLS before the patches.")] = False,
           lora_rank: Annotated[int, typer.Option(help="LoRA rank on the language model; 0: it stays frozen.")] = 0,
           seed: Annotated[int, typer.Option(help="Of weights, data, noise and counts.")] = 0, resume: Resume = True):
@@ -111,15 +113,15 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
 
     options = {"estimator": estimator, "fusion": fusion, "tau": tau, "use_cls": use_cls}
     config = TrainConfig(options=options, k_min=k_min, k_max=k_max, steps=steps, batch_size=batch_size,
-                         learning_rate=learning_rate, lora_rank=lora_rank, seed=seed)
+                         learning_rate=learning_rate, noise=noise, lora_rank=lora_rank, seed=seed)
     with training(steps) as on_step:
         train_digits_pruner(out, config, base=base, resume=resume, tell=on_step)
     console.print(f"pruner: {out}")
 
 
 @app.command("eval")
-def evaluate(methods: Annotated[list[str], typer.Option("--methods", "-m", help="Repeat, or separate by commas.")] = ["all"],
-             budgets: Annotated[list[str], typer.Option("--budgets", "-k", help="Counts, and 'own' for the method's own.")] = ["4,8,12,16,24,32,64"],
+def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names with commas, or all.")] = "all",
+             budgets: Annotated[str, typer.Option("--budgets", "-k", help="Counts, or own: the method's.")] = BUDGETS,
              out: Out = Path("runs/eval"), base: Base = None,
              pruner: Annotated[Path | None, typer.Option(help="Folder of the trained pruner.")] = None,
              task: Annotated[str, typer.Option(help="What is asked.")] = "digits",
@@ -132,21 +134,22 @@ def evaluate(methods: Annotated[list[str], typer.Option("--methods", "-m", help=
     from .evaluation.run import evaluate as run
     from .training.base_model import load_base
 
-    names = [name for part in methods for name in part.replace(",", " ").split()]
+    names = methods.replace(",", " ").split()
     if names == ["all"]:
         names = [n for n in selectors.available() if pruner or not selectors.base.find(n).trainable]
-    counts = [None if b == "own" else int(b) for part in budgets for b in part.replace(",", " ").split()]
+    counts = [None if b == "own" else int(b) for b in budgets.replace(",", " ").split()]
     trained = {n: pruner for n in names if pruner and selectors.base.find(n).trainable}
     config = EvalConfig(names, counts, trained, samples=samples, seed=seed, latency_batch=latency_batch)
     model, processor = load_base(base)
     with evaluating() as on_cell:
-        run(model, processor, tasks.build(task), out, config, model_name=base.name if base else "digits-llava", tell=on_cell)
+        name = base.name if base else "digits-llava"
+        run(model, processor, tasks.build(task), out, config, model_name=name, tell=on_cell)
     console.print(f"records: {out / 'records.jsonl'}")
 
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder with records.jsonl.")] = Path("runs/demo"),
-           out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; default: report.html in the folder.")] = None):
+           out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the folder.")] = None):
     """Make one self-contained HTML page of a run's records."""
     from .evaluation import write_report
 
@@ -155,7 +158,7 @@ def report(run: Annotated[Path, typer.Argument(help="Folder with records.jsonl."
 
 @app.command()
 def cost(model: Annotated[str, typer.Argument(help="A known model, or a folder with config.json.")] = "llava-1.5-7b",
-         keep: Annotated[list[int], typer.Option("--keep", "-k", help="Image tokens kept.")] = [576, 288, 144, 64, 32],
+         keep: Annotated[str, typer.Option("--keep", "-k", help="Image tokens kept.")] = "576,288,144,64,32",
          text: Annotated[int, typer.Option("--text", help="Text tokens of the prompt.")] = 64):
     """What a budget costs: FLOPs and cache bytes of a model, by formula."""
     from .cost import table
@@ -163,7 +166,7 @@ def cost(model: Annotated[str, typer.Argument(help="A known model, or a folder w
 
     rows = Table("kept", "sequence", "prefill GFLOPs", "of full", "decode GFLOPs/token", "KV cache MiB",
                  title=f"{model}, {text} text tokens, 2 x multiply-adds, 16-bit cache")
-    for row in table(shape_of(model), keep, text):
+    for row in table(shape_of(model), [int(k) for k in keep.replace(",", " ").split()], text):
         rows.add_row(str(row.keep), str(row.sequence), f"{row.prefill_flops / 1e9:,.3f}", f"{row.prefill_share:.1%}",
                      f"{row.decode_flops_per_token / 1e9:,.3f}", f"{row.kv_bytes / 2**20:,.2f}")
     Console().print(rows)

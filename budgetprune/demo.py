@@ -16,7 +16,8 @@ BUDGETS = (4, 8, 12, 16, 24, 32)
 TRAIN = TrainConfig(options={"tau": 1.0})
 
 
-def train_digits_pruner(out, config: TrainConfig, *, base=None, resume: bool = True, tell: Callable | None = None) -> None:
+def train_digits_pruner(out, config: TrainConfig, *, base=None, resume: bool = True,
+                        tell: Callable | None = None) -> None:
     """Trains a pruner for the digits LLaVA into `out`."""
     model, processor = load_base(base)
     dataset = DigitsStream(processor, config.steps * config.batch_size, config.seed + 1)
@@ -30,7 +31,8 @@ def run(out, *, train: TrainConfig = TRAIN, samples: int = 768, resume: bool = T
 
     out = Path(out)
     pruner = out / "pruner"
-    if not (resume and (pruner / "budgetprune_config.json").is_file() and TrainConfig.read(pruner / "train_config.json") == train):
+    finished = (pruner / "budgetprune_config.json").is_file()
+    if not (resume and finished and TrainConfig.read(pruner / "train_config.json") == train):
         train_digits_pruner(pruner, train, resume=resume, tell=training)
     model, processor = load_base()
     methods = sorted(available(), key=lambda name: (name != "none", name))

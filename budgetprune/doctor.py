@@ -32,7 +32,8 @@ def _packages():
             yield Finding(name, False, "missing", f"pip install '{name}>={floor}'")
             continue
         enough = _numbers(found) >= _numbers(floor)
-        yield Finding(name, enough, found, "" if enough else f"{floor} or newer is needed: pip install -U '{name}>={floor}'")
+        advice = "" if enough else f"{floor} or newer is needed: pip install -U '{name}>={floor}'"
+        yield Finding(name, enough, found, advice)
 
 
 def _numbers(text):
@@ -52,7 +53,7 @@ def _kernels():
     if archs:
         yield Finding("CUDA kernels", True, "in the binary, for sm_" + ", sm_".join(archs.split()))
     else:
-        yield Finding("CUDA kernels", False, "not in the binary: nvcc was not found when it was built, or BUDGETPRUNE_CUDA=0",
+        yield Finding("CUDA kernels", False, "not in the binary: built without nvcc, or with BUDGETPRUNE_CUDA=0",
                       "for a GPU, install the CUDA toolkit and reinstall; without a GPU nothing is missing")
 
 

@@ -141,7 +141,7 @@ BP_INLINE void slopes_of(const SlopeRow<A>& row, A lse, A delta, A cap, i64 n, i
     const V exponent = x[v] + bias[v] - lse;
     const V y = exp_of<Bytes>(exponent > cap ? zero + cap : exponent, A{});
     const V s = y != 0 ? slope[v] - delta : zero;  // a key that is not seen may hold anything
-    dgate[v] += y * inverse[v] * s;
+    dgate[v] += (present[v] != 0 ? y * inverse[v] : y / (1 + y)) * s;
     x[v] = present[v] != 0 ? y : zero;
     slope[v] = present[v] != 0 ? y * s : zero;
   }

@@ -72,7 +72,7 @@ double softmax_row(double* s, const double* bias, i64 n, i64 padded);
 // The backward row of a softmax with gates. Over j < n, with y = exp(min(s[j] + bias[j] - lse, cap)) and
 // slope[j] - delta the derivative by the attention of j:
 //   dgate[j] += y inverse[j] (slope[j] - delta);  slope[j] <- y (slope[j] - delta);  s[j] <- y
-// and the last two are 0 where present[j] is 0, and for n <= j < padded.
+// Where present[j] is 0, y inverse[j] becomes y / (1 + y) and the last two are 0, as for n <= j < padded.
 template <typename A>
 struct SlopeRow {
   A *s, *slope, *dgate;

@@ -10,9 +10,10 @@
 
 namespace budgetprune {
 
-// d A_ij / d g_j carries exp(s_ij - lse_i). It is taken as A_ij / g_j for a kept key, with 1 / g_j at most
-// exp(cap), and as exp(min(s_ij - lse_i, cap)) for a dropped one, so no key gives infinity. Hard gates reach the
-// cap only where a dropped key outweighs all kept ones together exp(30) times.
+// What a gate's gradient weighs dO_i . (v_j - o_i) with. A kept key: the derivative A_ij / g_j, with 1 / g_j at most
+// exp(cap). A dropped one: the secant to a gate of 1, y / (1 + y) with y = exp(min(s_ij - lse_i, cap)), exactly the
+// change of o_i if key j were let in. The derivative at 0, y itself, has no bound: a dropped key that outweighs all
+// kept ones would take over the gradient of its whole batch.
 constexpr float gate_exponent_cap = 30.0f;
 constexpr double gate_weight_cap = 10686474581524.463;  // exp(30)
 
@@ -119,7 +120,7 @@ __device__ void pair_weights(A s, A lse, A gate, A& p, A& weight) {
   const A x = kept ? s + log(gate) - lse : s - lse;
   const A y = exp(x > A(gate_exponent_cap) ? A(gate_exponent_cap) : x);
   p = kept ? y : A(0);
-  weight = kept ? y * inverse_gate(gate) : y;
+  weight = kept ? y * inverse_gate(gate) : y / (A(1) + y);
 }
 
 // One warp per query row: dq, and delta = do . o for the kernel below. Shared memory: 3 d numbers per warp.

@@ -1,8 +1,9 @@
 // gumbel_topk.cpp: the op as torch sees it. Guards memory, then CPU or CUDA.
 //
 // The rows are compiled here. Without trapping math a compiler may compute both arms of a choice and so make vectors of
-// a loop; no result changes.
-#pragma GCC optimize("no-trapping-math")
+// a loop; no result changes. Python's own flags bring -fwrapv, under which a 32-bit index might wrap and a loop over it
+// is no vector; none of ours does.
+#pragma GCC optimize("no-trapping-math", "no-wrapv")
 #include "gumbel_topk_cpu.h"
 #include "torch_support.h"
 
@@ -245,7 +246,7 @@ Tensor gumbel_topk_backward_cuda(const Tensor& grad_in, const Tensor& logits_in,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(budgetprune, m) {
-  m.def("gumbel_topk(Tensor logits, Tensor? keep, int max_keep, Tensor key, float tau, str estimator, str noise, "
+  m.def("gumbel_topk(Tensor logits, Tensor? keep, SymInt max_keep, Tensor key, float tau, str estimator, str noise, "
         "bool with_stats) -> (Tensor gate, Tensor kept, Tensor stats)");
   m.def("gumbel_topk_backward(Tensor grad, Tensor logits, Tensor key, Tensor stats, float tau, str estimator, "
         "str noise) -> Tensor");

@@ -71,39 +71,36 @@ BP_FN void draw_noise(const Team& team, const RowNoise& at, i32 n, Noise kind, u
   }
 }
 
-// stats of the softmax of (logits + noise) / tau; `bits` holds the noise.
-template <typename Team, typename T, typename V>
-BP_FN void softmax_stats(const Team& team, const T* logits, const u32* bits, i32 n, V tau, V* stats) {
+// stats of the softmax of z / tau, z(i) being logits + noise.
+template <typename Team, typename V, typename F>
+BP_FN void softmax_stats(const Team& team, i32 n, V tau, V* stats, F z) {
   typename KeyOf<V>::Key top = 0;
   for (i32 i = team.rank(); i < n; i += team.size()) {
-    const auto key = radix_key(V(logits[i]) + V(as_float(bits[i])));
+    const auto key = radix_key(z(i));
     top = key > top ? key : top;
   }
   const V shift = float_of(team.max(top));
   V total, unused;
-  team.sum(n, [=](i32 i, V& p, V& zero) {
-    p = exp_of((V(logits[i]) + V(as_float(bits[i])) - shift) / tau);
-    zero = 0;
-  }, total, unused);
+  team.sum(n, [=](i32 i, V& p, V& zero) { p = exp_of((z(i) - shift) / tau), zero = 0; }, total, unused);
   if (team.rank() == 0) stats[0] = shift, stats[1] = total;
 }
 
 // stats of race and fermi. offset: NaN where a logit is NaN; infinite where no token can change places (K = 0, K = N,
-// the K-th noisy logit is infinite, or all finite ones are kept).
+// the K-th noisy logit is infinite, or all finite ones are kept). `keys` may be overwritten.
 template <typename Team, typename T, typename V>
-BP_FN void inclusion_stats(const Team& team, const T* logits, const u32* keys, i32 k, float kth, const GumbelTopk& op,
+BP_FN void inclusion_stats(const Team& team, const T* logits, u32* keys, i32 k, float kth, const GumbelTopk& op,
                            V* stats) {
-  double candidates, unknown;  // those above -inf; those that are NaN
-  team.sum(op.n, [=](i32 i, double& above, double& nan) {
-    above = keys[i] > 0x007fffffu ? 1.0 : 0.0;
-    nan = keys[i] == 0xffffffffu ? 1.0 : 0.0;
+  i32 candidates, unknown;  // those above -inf; those that are NaN
+  team.sum(op.n, [=](i32 i, i32& above, i32& nan) {
+    above = keys[i] > 0x007fffffu;
+    nan = keys[i] == 0xffffffffu;
   }, candidates, unknown);
-  const bool fixed = k <= 0 || candidates <= double(k) || !(kth - kth == 0.0f);
+  const bool fixed = k <= 0 || candidates <= k || !(kth - kth == 0.0f);
   V offset = V(as_float(unknown > 0 ? 0x7fc00000u : k <= 0 ? 0xff800000u : 0x7f800000u));
   const V center = fixed ? V(0) : V(kth), tau = V(op.tau);
   if (!fixed && unknown == 0)
-    offset = op.estimator == Estimator::race ? solve_offset<Estimator::race>(team, logits, op.n, k, tau, center)
-                                             : solve_offset<Estimator::fermi>(team, logits, op.n, k, tau, center);
+    offset = op.estimator == Estimator::race ? solve_offset<Estimator::race>(team, logits, op.n, k, tau, center, keys)
+                                             : solve_offset<Estimator::fermi>(team, logits, op.n, k, tau, center, keys);
   if (team.rank() == 0) stats[0] = center, stats[1] = offset;
 }
 
@@ -124,10 +121,14 @@ BP_FN void gumbel_topk_row(const Team& team, const GumbelTopk& op, const T* logi
   for (i32 j = team.rank(); j < k; j += team.size()) gate[kept[j]] = T(1.0f);
   if (!stats) return;
   if (op.estimator == Estimator::softmax) {
-    team.sync();
-    draw_noise(team, at, op.n, op.noise, keys);
-    team.sync();
-    softmax_stats(team, logits, keys, op.n, V(op.tau), stats);
+    if constexpr (sizeof(V) == sizeof(u32)) {  // the keys are those of logits + noise
+      softmax_stats(team, op.n, V(op.tau), stats, [=](i32 i) { return float_of(keys[i]); });
+    } else {
+      team.sync();
+      draw_noise(team, at, op.n, op.noise, keys);
+      team.sync();
+      softmax_stats(team, op.n, V(op.tau), stats, [=](i32 i) { return V(logits[i]) + V(as_float(keys[i])); });
+    }
   } else {
     inclusion_stats(team, logits, keys, k, float_of(kth), op, stats);
   }

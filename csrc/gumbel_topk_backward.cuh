@@ -13,9 +13,7 @@ template <typename Team, typename T, typename V, typename F>
 BP_FN void centered_gradient(const Team& team, const T* grad, i32 n, V tau, T* out, F weight) {
   V weighted, total;
   if constexpr (sizeof(T) == sizeof(V)) {  // the weights wait in `out`, exactly
-    for (i32 i = team.rank(); i < n; i += team.size()) out[i] = weight(i);
-    team.sync();
-    team.sum(n, [=](i32 i, V& a, V& b) { b = out[i], a = b * grad[i]; }, weighted, total);
+    team.sum(n, [=](i32 i, V& a, V& b) { out[i] = b = weight(i), a = b * grad[i]; }, weighted, total);
     const V mean = total == V(0) ? V(0) : weighted / total;
     for (i32 i = team.rank(); i < n; i += team.size()) out[i] = out[i] * (grad[i] - mean) / tau;
   } else {

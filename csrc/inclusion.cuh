@@ -14,9 +14,9 @@ namespace budgetprune {
 
 enum class Estimator : i32 { race, fermi, softmax };
 
-// exp(x) = scale (1 + rest). Below -87 it is 0; x above 87 is not asked for; NaN stays NaN.
+// exp(x) = scale (1 + rest). From -88 down scale is 0; x above 88 is not asked for; NaN stays NaN.
 BP_FN void exp_parts(float x, float& scale, float& rest) {
-  const float y = x < -87.0f ? -87.0f : x;
+  const float y = x < -88.0f ? -88.0f : x;
   const float shifted = y * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the integer part ends up in the low bits
   const float whole = shifted - 12582912.0f;
   const float r = (y - whole * 0.693359375f) + whole * 2.12194440e-4f;
@@ -26,8 +26,7 @@ BP_FN void exp_parts(float x, float& scale, float& rest) {
   p = p * r + 0.16666538f;
   p = p * r + 0.5f;
   rest = r + r * r * p;
-  const float power = as_float((as_bits(shifted) - 0x4b400000u + 127u) << 23);
-  scale = x < -87.0f ? 0.0f : power;
+  scale = as_float((as_bits(shifted) - 0x4b400000u + 127u) << 23);  // 2^whole; whole = -127 gives 0
 }
 BP_FN float exp_of(float x) {
   float scale, rest;
@@ -73,16 +72,16 @@ struct Tolerance<double> {
   static constexpr double sum = 1e-14, step = 1e-7;
 };
 
-// The root of sum_i s_i = k over the offset, by Newton's method on log(sum_i s_i) inside a shrinking bracket. The noise
-// lies within 18 of 0 and a row has fewer than 2^31 tokens, so the root lies within 60 of 0, if there is one. Where the
-// finite logits are too few, the sum only tends to k and the answer is one where every slope is 0.
-template <Estimator estimator, typename Team, typename T, typename V>
-BP_FN V solve_offset(const Team& team, const T* logits, i32 n, i32 k, V tau, V center) {
+// The root of sum_i s_i = k over the offset, by Newton's method on log(sum_i s_i) inside a shrinking bracket.
+// sums(offset, total, slope) gives sum_i s_i and sum_i d_i. The noise lies within 18 of 0 and a row has fewer than 2^31
+// tokens, so the root lies within 60 of 0, if there is one. Where the finite logits are too few, the sum only tends to
+// k and the answer is one where every slope is 0.
+template <typename V, typename F>
+BP_FN V find_offset(i32 k, F sums) {
   V low = V(-60), high = V(60), offset = V(0);
   for (i32 step = 0; step < 200; ++step) {
     V total, slope;
-    team.sum(n, [=](i32 i, V& s, V& d) { inclusion<estimator>(V(logits[i]) / tau - center + offset, s, d); },
-             total, slope);
+    sums(offset, total, slope);
     const V gap = total - V(k);
     if (!((gap < 0 ? -gap : gap) > Tolerance<V>::sum * V(k))) break;
     (gap < 0 ? low : high) = offset;
@@ -95,6 +94,41 @@ BP_FN V solve_offset(const Team& team, const T* logits, i32 n, i32 k, V tau, V c
     if (newton && moved < Tolerance<V>::step) break;
   }
   return offset;
+}
+
+template <Estimator estimator, typename Team, typename T, typename V>
+BP_FN V solve_offset(const Team& team, const T* logits, i32 n, i32 k, V tau, V center, u32*) {
+  return find_offset<V>(k, [=](V offset, V& total, V& slope) {
+    team.sum(n, [=](i32 i, V& s, V& d) { inclusion<estimator>(V(logits[i]) / tau - center + offset, s, d); },
+             total, slope);
+  });
+}
+
+// The same root with exp(theta - center) taken once: a step of the offset multiplies it. `rates` is n words of scratch.
+// Beyond 80 a token is sure to be in wherever the offset lies, and at a rate of 88 it is.
+template <Estimator estimator>
+BP_FN float solve_offset(const SerialTeam& team, const float* logits, i32 n, i32 k, float tau, float center,
+                         u32* rates) {
+  for (i32 i = 0; i < n; ++i) {
+    const float x = logits[i] / tau - center;
+    rates[i] = as_bits(exp_of(x > 80.0f ? 80.0f : x));
+  }
+  return find_offset<float>(k, [=](float offset, float& total, float& slope) {
+    const float scale = exp_of(offset);
+    team.sum(n, [=](i32 i, float& s, float& d) {
+      const float rate = as_float(rates[i]) * scale;
+      if (estimator == Estimator::race) {
+        const float bounded = rate > 88.0f ? 88.0f : rate;
+        float left_out;
+        exp_and_complement(-bounded, left_out, s);
+        d = bounded * left_out;
+      } else {
+        const float bounded = rate > 1e30f ? 1e30f : rate, r = 1.0f / (1.0f + bounded);
+        s = bounded * r;
+        d = s * r;
+      }
+    }, total, slope);
+  });
 }
 
 }  // namespace budgetprune

@@ -50,8 +50,20 @@ BP_FN float add_rn(float a, float b) { return a + b; }
 
 // On x86-64 with g++ a function marked BP_SIMD is compiled once per vector width and the right one
 // is bound at load time, so one wheel is fast everywhere. Nothing it calls may be left un-inlined.
+// g++ knows the level x86-64-v4 (AVX-512 of any maker) since 12.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
-#define BP_SIMD __attribute__((target_clones("default", "avx2", "arch=skylake-avx512")))
+#if __GNUC__ >= 12
+#define BP_SIMD __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
+#else
+#define BP_SIMD __attribute__((target_clones("default", "avx2")))
+#endif
 #else
 #define BP_SIMD
+#endif
+
+// Before a loop over a vector's lanes whose items do not touch each other: make it vectors, do not unroll it first.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+#define BP_LANES _Pragma("GCC ivdep") _Pragma("GCC unroll 1")
+#else
+#define BP_LANES
 #endif

@@ -87,7 +87,7 @@ Tensor select_topk_cuda(const Tensor& scores_in, const std::optional<Tensor>& ke
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(budgetprune, m) {
-  m.def("select_topk(Tensor scores, Tensor? keep, int max_keep) -> Tensor");
+  m.def("select_topk(Tensor scores, Tensor? keep, SymInt max_keep) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(budgetprune, CPU, m) { m.impl("select_topk", TORCH_BOX(&select_topk_cpu)); }
 #ifdef BUDGETPRUNE_CUDA

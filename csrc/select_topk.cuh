@@ -91,16 +91,17 @@ BP_FN typename KeyOf<T>::Key kth_key(const Team& team, const T* scores, i32 n, i
 }
 
 // The same answer for a team of one, whose histograms would be a chain of single additions: one bit of the key a pass,
-// each pass a comparison and a count, which are vectors, until exactly k keys lie above. `keys` are keys already made.
+// each pass a comparison and a count, which are vectors, until exactly k keys are left. `keys` are keys already made.
+// Then all tokens with the k-th key stay, and `need` is k.
 template <typename Key>
 BP_FN Key kth_key(const SerialTeam&, const Key* keys, i32 n, i32 k, i32*, i32& need) {
   Key low = 0;
-  for (Key bit = ~(~Key(0) >> 1); bit; bit >>= 1) {
+  i32 left = n;  // keys from `low` on, never fewer than k
+  for (Key bit = ~(~Key(0) >> 1); bit && left > k; bit >>= 1) {
     const Key middle = low | bit;
     i32 count = 0;
     for (i32 i = 0; i < n; ++i) count += keys[i] >= middle;
-    if (count >= k) low = middle;
-    if (count == k) break;
+    if (count >= k) low = middle, left = count;
   }
   Key kth = ~Key(0);
   for (i32 i = 0; i < n; ++i) {
@@ -108,7 +109,8 @@ BP_FN Key kth_key(const SerialTeam&, const Key* keys, i32 n, i32 k, i32*, i32& n
     kth = key < kth ? key : kth;
   }
   need = k;
-  for (i32 i = 0; i < n; ++i) need -= keys[i] > kth;
+  if (left > k)
+    for (i32 i = 0; i < n; ++i) need -= keys[i] > kth;
   return kth;
 }
 
@@ -129,10 +131,25 @@ BP_FN void compact(const Team& team, const T* scores, i32 n, i32, typename KeyOf
     written += keep_total;
   }
 }
-// For a team of one without a branch on the data: a position that is not kept is overwritten by the next one.
+// For a team of one without a branch on the data: a position that is not kept is overwritten by the next one. Where
+// `need` is k the first k keys from kth on stay, and each position waits for one addition only.
 template <typename Key>
 BP_FN void compact(const SerialTeam&, const Key* keys, i32 n, i32 k, Key kth, i32 need, i32* kept) {
-  for (i32 i = 0, written = 0; written < k && i < n; ++i) {
+  i32 i = 0, written = 0;
+  if (need == k) {
+    for (; written + 8 <= k && i + 8 <= n; i += 8) {
+      for (i32 j = i; j < i + 8; ++j) {
+        kept[written] = j;
+        written += keys[j] >= kth;
+      }
+    }
+    for (; written < k && i < n; ++i) {
+      kept[written] = i;
+      written += keys[i] >= kth;
+    }
+    return;
+  }
+  for (; written < k && i < n; ++i) {
     const i32 equal = keys[i] == kth;
     kept[written] = i;
     written += i32(keys[i] > kth) | (equal & i32(need > 0));

@@ -45,7 +45,8 @@ def imports(path):
         if isinstance(node, ast.ImportFrom):
             base = here[: -node.level] if node.level else ()
             full = [*base, *(node.module.split(".") if node.module else [])]
-            found = [full] if len(full) > 1 or full[0] != PACKAGE.name else [[*full, alias.name] for alias in node.names]
+            names = [[*full, alias.name] for alias in node.names]
+            found = [full] if len(full) > 1 or full[0] != PACKAGE.name else names
         elif isinstance(node, ast.Import):
             found = [alias.name.split(".") for alias in node.names]
         else:

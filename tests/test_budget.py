@@ -9,7 +9,8 @@ from budgetprune.budget import TokenBudget
 
 
 @pytest.mark.parametrize("tokens, ratio, count", [
-    (576, 0.5, 288), (576, 0.25, 144), (10, 0.1, 1), (10, 0.05, 1), (10, 0.25, 2), (10, 0.35, 4), (64, 0.0, 1), (5, 1.0, 5),
+    (576, 0.5, 288), (576, 0.25, 144), (10, 0.1, 1), (10, 0.05, 1), (10, 0.25, 2), (10, 0.35, 4), (64, 0.0, 1),
+    (5, 1.0, 5),
 ])
 def test_a_ratio_becomes_the_rounded_count_and_at_least_one(tokens, ratio, count):
     assert TokenBudget.from_ratio(tokens, ratio) == count

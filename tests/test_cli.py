@@ -29,7 +29,7 @@ def test_train_eval_and_report_hang_together(run, tmp_path):
     pruner, records = tmp_path / "pruner", tmp_path / "eval"
     code, said = run("train", "--out", pruner, "--steps", 3, "--batch-size", 4)
     assert code == 0 and f"pruner: {pruner}" in said and "3/3" in said
-    code, said = run("eval", "--out", records, "--pruner", pruner, "-m", "none,adaptive", "-m", "random", "-k", "8 16",
+    code, said = run("eval", "--out", records, "--pruner", pruner, "-m", "none,adaptive,random", "-k", "8 16",
                      "--samples", 6, "--latency-batch", 2)
     assert code == 0 and len((records / "records.jsonl").read_text().splitlines()) == 5
     code, said = run("report", records)

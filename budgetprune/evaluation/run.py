@@ -92,9 +92,10 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
             result = assess(samples, answers, kept, counts, task)
             costs = cost_of(model, active, pruning, counts, batches, config, tokens)
             options = dict(config.options.get(method, {})) | ({"count": "own"} if keep is None else {})
+            here = record.environment(batches[0]["input_ids"].device)
             done[cell] = Record(task=task.name, model=model_name, method=method, method_options=options,
                                 keep=round(result["kept_mean"]) if keep is None else keep, samples=len(samples),
-                                seed=config.seed, **result, **costs, **record.environment(batches[0]["input_ids"].device))
+                                seed=config.seed, **result, **costs, **here)
             draw(out, task, samples, answers, kept, grid, method, done[cell].keep, config)
         record.append(path, done[cell])
     if tell:

@@ -34,7 +34,6 @@ def from_pretrained(model: nn.Module, folder, *, keep=None) -> Pruning:
 
     FileNotFoundError: no pruner in `folder`. ValueError: its weights do not fit this model.
     """
-    from safetensors.torch import load_file
 
     folder = Path(folder)
     if not (folder / CONFIG).is_file():

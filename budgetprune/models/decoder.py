@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from ..ops import attention_received, gather_tokens
-from ..plan import TokenPlan
 from ..selectors import TokenView
 from . import attention
 
@@ -90,7 +89,8 @@ def enter(module, args, kwargs):
         counts = is_image.sum(1).tolist()
         if _keep(pruner, counts) == counts:
             return args, kwargs  # everything stays: not a bit may change
-        state = DecoderState(pruner, is_image, _exists(kwargs.get("attention_mask"), is_image.shape[1]), is_image.shape[1])
+        length = is_image.shape[1]
+        state = DecoderState(pruner, is_image, _exists(kwargs.get("attention_mask"), length), length)
         kwargs["budgetprune_probe"] = state
     if state is not None:
         kwargs["budgetprune_state"] = state

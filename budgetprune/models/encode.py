@@ -46,7 +46,7 @@ class Encoding:
         patches = features[:, prefix:]
         counts = self.pruner.counts([patches.shape[1]] * len(patches), training=self.gates)
         if self.gates:
-            self.gate = self.pruner.selector.gate(self.view(patches), counts)
+            self.gate = self.pruner.selector.gate(self.view(patches), counts, self.pruner.noise)
             return features if self.emit_cls else patches
         self.plan = self.pruner.selector.plan(self.view(patches), counts)
         if self.plan.keeps_all(patches.shape[1]):
@@ -55,7 +55,8 @@ class Encoding:
         emitted = features if self.emit_cls else patches
         if self.plan.merge is None:
             total = sum(self.plan.counts()) + int(self.emit_cls) * len(patches)
-            return gather_tokens(emitted, self.plan.kept, prefix=int(self.emit_cls), packed=True, total=total).tokens[None]
+            gathered = gather_tokens(emitted, self.plan.kept, prefix=int(self.emit_cls), packed=True, total=total)
+            return gathered.tokens[None]
         merged = (self.plan.merge.to(patches.dtype) @ patches)
         rows = [torch.cat([features[i, :int(self.emit_cls)], merged[i, :n]]) for i, n in enumerate(self.plan.counts())]
         return torch.cat(rows)[None]

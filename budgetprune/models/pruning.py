@@ -26,7 +26,7 @@ class Pruner(nn.Module):
         self.selector = selector
         self.set_keep(keep)
         self.set_train_keep(train_keep)
-        self.seed, self.offset = seed, 0
+        self.seed, self.offset, self.noise = seed, 0, True
         self.plan: TokenPlan | None = None
         self.index: Tensor | None = None
         self.valid: Tensor | None = None
@@ -43,6 +43,10 @@ class Pruner(nn.Module):
                 raise ValueError(f"train_keep must be (K_min, K_max) with 1 <= K_min <= K_max, got {train_keep}")
         self.train_keep = train_keep
 
+    def set_noise(self, noise: bool) -> None:
+        """Whether training draws (Gumbel noise) or chooses as inference does."""
+        self.noise = noise
+
     def family(self, model) -> Family:
         return family_of(model)
 
@@ -55,7 +59,7 @@ class Pruner(nn.Module):
         return None if self.budget is None else self.budget.counts(tokens)
 
     def next_key(self, tokens: Tensor) -> Tensor:
-        """int64 [2]: in training drawn from torch's generator, which checkpoints restore; else seed and a running offset."""
+        """int64 [2]: in training drawn from torch's generator, which checkpoints restore; else seed and offset."""
         if self.training:
             seed, offset = int(torch.randint(0, 2**62, ())), 0
         else:

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from ._checks import check_device, check_float, check_like
 from ._native import provide
 
-# The derivative of A_ij by g_j carries exp(s_ij - lse_i), bounded by exp(CAP): see csrc/gated_attention.cuh.
+# Where exp(s_ij - lse_i) and 1 / g_j stop growing: see csrc/gated_attention.cuh.
 CAP = 30.0
 
 
@@ -49,7 +49,9 @@ def gated_attention_backward_reference(
     grad, values = grad.to(kind), v.to(kind).repeat_interleave(group, 1)
     slope = grad @ values.transpose(-1, -2) - (grad * out.to(kind)).sum(-1, keepdim=True)
     inverse = torch.where(keeps, (1 / gate[:, None, None, :]).clamp_max(math.exp(CAP)), 1)
-    dgate = (weight * inverse * slope).masked_fill(~seen, 0).sum((1, 2))
+    # A kept key: the derivative. A dropped one: the secant to a gate of 1, what letting it in would change.
+    worth = torch.where(keeps, weight * inverse, weight / (1 + weight))
+    dgate = (worth * slope).masked_fill(~seen, 0).sum((1, 2))
     used = seen & keeps
     p, ds = weight.masked_fill(~used, 0), (weight * slope * scale).masked_fill(~used, 0)
     keys = k.to(kind).masked_fill(~keeps.transpose(-1, -2), 0)
@@ -109,8 +111,9 @@ def gated_attention(
     """Attention with A_ij = g_j exp(s_ij) / sum_k g_k exp(s_ik): a gate of 0 removes key j, and still has a gradient.
 
     With gates of 0 and 1 the output is that of attention over the kept keys alone. The gradient of a gate is
-    sum over h, i of exp(s_ij - lse_i) (dO_i . v_j - dO_i . o_i), lse_i = log sum_k g_k exp(s_ik), for every key
-    that exists and is seen, kept or dropped: "what if this one were in".
+    sum over h, i of w_ij (dO_i . v_j - dO_i . o_i) for every key that exists and is seen, lse_i = log sum_k
+    g_k exp(s_ik): w_ij = exp(s_ij - lse_i), the derivative, for a kept key; for a dropped one
+    w_ij = sigmoid(s_ij - lse_i), so that the product is exactly what o_i would change by if key j were let in.
 
     Args:
         q: [B, H, Q, D] float32, float16, bfloat16 or float64.
@@ -130,8 +133,8 @@ def gated_attention(
     Sums are in float32 (float64 for float64); nothing of size [B, H, Q, N] is stored; every result is the same for
     any number of threads. Once differentiable. On CUDA D is at most 384.
     Source: DynamicViT (Rao et al. 2021), eq. 11. Departures: its eq. 10 lets a dropped token still see itself,
-    here no query sees it; and exp(s_ij - lse_i) is at most exp(30) (1 / g_j likewise), so that a dropped key
-    which outweighs all kept ones gives a large, finite gradient.
+    here no query sees it; and a dropped key gets the secant from 0 to 1, not the derivative at 0, whose
+    exp(s_ij - lse_i) has no bound: single dropped keys that outweigh all kept ones took over whole batches.
     """
     check_float("q", q, "B H Q D")
     check_float("k", k, "B Hkv N D")

@@ -1,5 +1,6 @@
 """Keeps the tokens whose noisy logits are highest, with a gradient through the choice."""
 
+import inspect
 import math
 
 import torch
@@ -87,8 +88,8 @@ def _stats_dtype(logits):
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-_op = provide("gumbel_topk(Tensor logits, Tensor? keep, int max_keep, Tensor key, float tau, str estimator, str noise, "
-              "bool with_stats) -> (Tensor gate, Tensor kept, Tensor stats)", gumbel_topk_reference)
+_op = provide("gumbel_topk(Tensor logits, Tensor? keep, SymInt max_keep, Tensor key, float tau, str estimator, "
+              "str noise, bool with_stats) -> (Tensor gate, Tensor kept, Tensor stats)", gumbel_topk_reference)
 _backward_op = provide("gumbel_topk_backward(Tensor grad, Tensor logits, Tensor key, Tensor stats, float tau, "
                        "str estimator, str noise) -> Tensor", gumbel_topk_backward_reference)
 
@@ -150,6 +151,10 @@ class _GumbelTopk(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, *_):
         return _backward_op(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None, None, None
+
+
+# apply() asks for the signature in every call, which takes longer than the rows of a small batch; here it is kept.
+_GumbelTopk.forward.__signature__ = inspect.signature(_GumbelTopk.forward)
 
 
 def gumbel_topk(logits: Tensor, keep: int | list[int] | Tensor, *, key: Tensor, tau: float = 1.0,

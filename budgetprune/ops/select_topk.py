@@ -16,7 +16,7 @@ def select_topk_reference(scores: Tensor, keep: Tensor | None, max_keep: int) ->
     return kept.masked_fill(kept == scores.shape[1], -1).int()
 
 
-_op = provide("select_topk(Tensor scores, Tensor? keep, int max_keep) -> Tensor", select_topk_reference)
+_op = provide("select_topk(Tensor scores, Tensor? keep, SymInt max_keep) -> Tensor", select_topk_reference)
 
 
 @torch.library.register_fake("budgetprune::select_topk")

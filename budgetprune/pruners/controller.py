@@ -58,7 +58,8 @@ class VisionTokenController(nn.Module):
     def flops(self, tokens: int) -> int:
         """2 x multiply-adds of the logits of one sample."""
         per_patch = sum(layer.weight.numel() for layer in self.head if isinstance(layer, nn.Linear))
-        once = sum(layer.weight.numel() for layer in self.budget.mlp if isinstance(layer, nn.Linear)) if self.budget else 0
+        embedding = self.budget.mlp if self.budget else ()
+        once = sum(layer.weight.numel() for layer in embedding if isinstance(layer, nn.Linear))
         width = self.norm.normalized_shape[0]
         read = 2 * width * width * (1 + tokens) + 2 * tokens * width if self.reader else 0
         return 2 * (tokens * per_patch + once + read)
@@ -78,10 +79,12 @@ class VisionTokenController(nn.Module):
                 patches = patches + embedded
         return self.head(patches).squeeze(-1).float()
 
-    def forward(self, features: Tensor, keep: int | float | list | Tensor, *, key: Tensor | None = None) -> ControllerOutput:
+    def forward(self, features: Tensor, keep: int | float | list | Tensor, *, key: Tensor | None = None,
+                noise: bool = True) -> ControllerOutput:
         """Selects. keep: a count or a fraction, for all samples or one per sample; 0 keeps one, N or more all.
 
         key: int64 [2], needed in training; the same key draws the same noise on any device.
+        noise: False, in training: choose as inference does, with the same gradient estimator.
         """
         b, n = features.shape[:2]
         counts = TokenBudget(keep).counts([n] * b)
@@ -92,7 +95,7 @@ class VisionTokenController(nn.Module):
             if key is None:
                 raise ValueError("key must be given in training: int64 [2], Philox seed and offset")
             gate, kept = gumbel_topk(logits, same, key=key, tau=self.tau, estimator=self.estimator,
-                                     noise=NOISE_OF[self.estimator])
+                                     noise=NOISE_OF[self.estimator] if noise else "none")
         else:
             kept = select_topk(logits, same)
             padded = logits.new_zeros(b, n + 1).scatter(1, kept.long().remainder(n + 1), 1.0)

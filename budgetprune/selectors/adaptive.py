@@ -45,7 +45,7 @@ class Adaptive(nn.Module, Selector):
 
     def _controller(self):
         if self.controller is None:
-            raise RuntimeError("adaptive has no controller yet: bind(vision_dim, num_patches), or prune a model with it")
+            raise RuntimeError("adaptive has no controller yet: prune a model with it, or call bind first")
         return self.controller
 
     def plan(self, view: TokenView, keep):
@@ -58,10 +58,10 @@ class Adaptive(nn.Module, Selector):
         finally:
             controller.train(was_training)
 
-    def gate(self, view: TokenView, keep):
+    def gate(self, view: TokenView, keep, noise: bool = True):
         """[B, N], exactly 0 or 1, with gradient to the controller; what training puts inside attention."""
         raise_if_ragged(view)
-        return self._controller()(view.tokens, self.require(keep), key=view.need("key")).gate
+        return self._controller()(view.tokens, self.require(keep), key=view.need("key"), noise=noise).gate
 
 
 def raise_if_ragged(view: TokenView) -> None:

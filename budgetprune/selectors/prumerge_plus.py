@@ -11,7 +11,7 @@ from .prumerge import PruMerge, outliers, without_extra
 
 @dataclass(frozen=True)
 class PruMergePlus(PruMerge):
-    """PruMerge with more tokens: every s-th patch joins the outliers, where r is the outliers' share and s = int(int(1/r)/3).
+    """PruMerge with more tokens: every s-th patch joins the outliers, s = int(int(1/r)/3), r the outliers' share.
 
     Shang et al., 2024, the authors' code at batch 1: outliers in falling attention, then the sampled
     patches that are not outliers in raster order, then the extra token. An int keep: exactly that many

@@ -1,4 +1,4 @@
-"""Three coloured handwritten digits on a noisy canvas: "red digit ?" has the answer "7". Needs no download.
+"""Three coloured handwritten digits on a noisy canvas: "which digit is red" has the answer "7". Needs no download.
 
 A digit covers exactly 2 x 2 patches, so which patches an answer needs is known, and token selection can be judged by
 what it keeps, not only by what the model then says.
@@ -152,7 +152,7 @@ class Digits(Task):
         for image, question in (divmod(index, QUESTIONS) for index in range(count)):
             result.append(Sample(
                 image=canvases.images[image],
-                question=f"{names[canvases.colours[image, question]]} digit ?",
+                question=f"which digit is {names[canvases.colours[image, question]]}",
                 answer=str(canvases.answers[image, question]),
                 relevant=tuple(relevant[image, question].tolist()),
                 image_id=f"{split}-{seed}-{image}",

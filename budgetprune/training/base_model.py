@@ -13,12 +13,12 @@ from torch import Tensor
 from budgetprune.tasks.digits import COLOURS, PATCH, QUESTIONS, SIZE, TOKENS, Canvases, draw
 
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints" / "digits-llava"
-WORDS = ("<pad>", "<s>", "</s>", "<unk>", "<image>", *COLOURS, "digit", "?", *"0123456789")
+WORDS = ("<pad>", "<s>", "</s>", "<unk>", "<image>", *COLOURS, "which", "digit", "is", *"0123456789")
 CHAT = ("{% for message in messages %}{% if message.content is string %}{{ message.content + ' ' }}{% else %}"
         "{% for part in message.content %}{{ '<image> ' if part.type == 'image' else part.text + ' ' }}{% endfor %}"
         "{% endif %}{% if message.role == 'assistant' %}{{ '</s> ' }}{% endif %}{% endfor %}")
 FEATURE_LAYER = -2
-TURN = 5  # words of a question with its answer: "red digit ? 7 </s>"
+TURN = 6  # words of a question with its answer: "which digit is red 7 </s>"
 TEST_SEED = 9
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def build_digits_llava(seed: int = 0):
     """An untrained LlavaForConditionalGeneration and its LlavaProcessor; `seed` draws the weights.
 
     As LLaVA-1.5 (Liu et al., CVPR 2024): CLIP tower, the patch features of its last but one layer without CLS, a
-    two-layer GELU projector, a Llama. The tokenizer knows 23 words; a prompt reads "<image> red digit ?".
+    two-layer GELU projector, a Llama. The tokenizer knows 24 words; a prompt reads "<image> which digit is red".
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -69,7 +69,7 @@ def _build_processor():
 def digits_batch_inputs(canvases: Canvases, processor, *, learn_end: bool = False, device=None) -> dict[str, Tensor]:
     """Inputs of a batch for the language-model loss, all questions about an image in one sequence.
 
-    The sequence is that of "<s> <image>*N red digit ? 7 </s> green digit ? 1 </s> ...", T = 1 + N + 5 Q. Causality
+    The sequence is that of "<s> <image>*N which digit is red 7 </s> which digit ...", T = 1 + N + 6 Q. Causality
     makes its first question exactly the prompt of a question asked alone.
 
     Args:
@@ -86,11 +86,11 @@ def digits_batch_inputs(canvases: Canvases, processor, *, learn_end: bool = Fals
         return torch.tensor(processor.tokenizer.convert_tokens_to_ids(list(words)))
 
     count, questions = canvases.answers.shape
-    turns = ids(("<pad>", "digit", "?", "<pad>", "</s>")).repeat(count, questions, 1)
-    turns[..., 0] = ids(COLOURS)[torch.from_numpy(canvases.colours)]
-    turns[..., 3] = ids("0123456789")[torch.from_numpy(canvases.answers)]
+    turns = ids(("which", "digit", "is", "<pad>", "<pad>", "</s>")).repeat(count, questions, 1)
+    turns[..., 3] = ids(COLOURS)[torch.from_numpy(canvases.colours)]
+    turns[..., 4] = ids("0123456789")[torch.from_numpy(canvases.answers)]
     labels = torch.full_like(turns, -100)
-    learnt = slice(3, 5 if learn_end else 4)
+    learnt = slice(4, 6 if learn_end else 5)
     labels[..., learnt] = turns[..., learnt]
     start = ids(["<s>"] + ["<image>"] * TOKENS).repeat(count, 1)
     inputs = {"input_ids": torch.cat([start, turns.flatten(1)], 1),
@@ -111,10 +111,10 @@ def held_out_accuracy(model, processor, images: int = 256, seed: int = TEST_SEED
         head = inputs["input_ids"][:, :1 + TOKENS]
         for question in range(QUESTIONS):
             first = 1 + TOKENS + TURN * question
-            ids = torch.cat([head, inputs["input_ids"][:, first:first + 3]], 1)
+            ids = torch.cat([head, inputs["input_ids"][:, first:first + TURN - 2]], 1)
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"],
                            logits_to_keep=1).logits
-            right += (logits[:, -1].argmax(-1) == inputs["input_ids"][:, first + 3]).sum().item()
+            right += (logits[:, -1].argmax(-1) == inputs["input_ids"][:, first + TURN - 2]).sum().item()
     model.train(was_training)
     return right / (images * QUESTIONS)
 

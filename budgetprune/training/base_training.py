@@ -1,7 +1,8 @@
-"""Trains the digits LLaVA from nothing: first its vision tower, then all of it on the language-model loss.
+"""Trains the digits LLaVA from nothing: its vision tower, then, with the tower frozen, projector and language model.
 
-The stages are those of LLaVA (Liu et al., NeurIPS 2023) with two departures: the tower is trained here, since no CLIP
-is as small, and stays trainable in the second stage with its own loss kept, so that its CLS attention keeps its sense.
+The stages are those of LLaVA (Liu et al., NeurIPS 2023). The tower is trained here, since no CLIP is as small. Half of
+the second stage's images come with patches missing, since no language model of this size has read anything before: one
+that always sees all patches rests its attention on empty ones, and fails when only the patches that matter are left.
 """
 
 import json
@@ -12,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +23,6 @@ from budgetprune.tasks.digits import COLOURS, TOKENS, Canvases, draw
 from .base_model import (
     FEATURE_LAYER,
     TEST_SEED,
-    TURN,
     build_digits_llava,
     digits_batch_inputs,
     held_out_accuracy,
@@ -29,7 +30,7 @@ from .base_model import (
 )
 from .terminal import deferred_interrupts, progress_display
 
-PEAK, TOWER_SHARE = 2e-3, 0.25  # highest learning rate; the tower's share of it in the second stage
+PEAK = 2e-3  # highest learning rate of both stages
 FINAL_IMAGES = 1024
 STATE = "resume.pt"
 
@@ -71,37 +72,29 @@ class TowerHeads(nn.Module):
         return (named == digit)[digit > 0].float().mean().item()
 
 
-def asked_alone(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`inputs` of `digits_batch_inputs` changed so that no question sees another: Q single prompts in one pass.
+def without_patches(inputs: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+    """`inputs` of `digits_batch_inputs` with patches hidden: in half of the images a share drawn from U(0, 1) stays.
 
-    Each question sees <s>, the image and itself, at the positions it has in a prompt of its own: attention_mask
-    becomes bool [B, 1, T, T], and there are position_ids [B, T].
+    The hidden ones are 0 in attention_mask, and position_ids say where the others stand, as after pruning.
     """
     batch, length = inputs["input_ids"].shape
-    place = torch.arange(length, device=inputs["input_ids"].device)
-    head = 1 + TOKENS
-    turn = (place - head).div(TURN, rounding_mode="floor").clamp_min(-1)
-    sees = (turn[:, None] == turn) | (turn == -1)
-    positions = torch.where(turn < 0, place, head + (place - head) % TURN)
-    return inputs | {"attention_mask": (sees & (place[:, None] >= place)).expand(batch, 1, -1, -1),
-                     "position_ids": positions.expand(batch, -1)}
+    share = np.where(rng.random((batch, 1)) < 0.5, rng.random((batch, 1)), 1.0)
+    mask = inputs["attention_mask"].clone()
+    mask[:, 1:1 + TOKENS] = torch.from_numpy(rng.random((batch, TOKENS)) < share)
+    positions = torch.arange(length, device=mask.device).expand(batch, -1)
+    return inputs | {"attention_mask": mask, "position_ids": positions}
 
 
-def llava_loss(model, heads: TowerHeads, canvases: Canvases, processor, *, alone: bool = False) -> Tensor:
-    """Language-model loss of the answers plus the loss of `heads`, with the tower run once for both.
-
-    In one conversation later answers can be guessed by exclusion, and a model that lives on that does not learn to look
-    for the colour asked: with conversations in every other step it still named any of the three digits (0.41 right)
-    after 800 steps, with questions `alone` it was right (0.92) after 550.
-    """
+def llava_loss(model, canvases: Canvases, processor, rng: np.random.Generator) -> Tensor:
+    """Language-model loss of the answers, three questions of an image in one conversation; the tower stays as it is."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     inputs = digits_batch_inputs(canvases, processor, learn_end=True, device=model.device)
-    tower = model.model.vision_tower(inputs.pop("pixel_values"), output_hidden_states=True)
+    with torch.no_grad():
+        tower = model.model.vision_tower(inputs.pop("pixel_values"), output_hidden_states=True)
     features = model.model.multi_modal_projector(tower.hidden_states[FEATURE_LAYER][:, 1:])
     encoded = BaseModelOutputWithPooling(pooler_output=list(features))
-    inputs = asked_alone(inputs) if alone else inputs
-    return model(**inputs, mm_encoder_outputs={"image": encoded}).loss + heads(tower, canvases)
+    return model(**without_patches(inputs, rng), mm_encoder_outputs={"image": encoded}).loss
 
 
 def one_cycle(step: int, steps: int, peak: float, rise: float = 0.1) -> float:
@@ -112,7 +105,7 @@ def one_cycle(step: int, steps: int, peak: float, rise: float = 0.1) -> float:
     return peak * (1 + math.cos(math.pi * (done - rise) / (1 - rise))) / 2
 
 
-def train_base(out_dir=None, vision_steps: int = 1200, steps: int = 1500, batch: int = 32, seed: int = 0,
+def train_base(out_dir=None, vision_steps: int = 1500, steps: int = 1200, batch: int = 32, seed: int = 0,
                progress: bool = True, resume: bool = True, device="cpu", save_every: int = 100,
                log_every: int = 250) -> Path:
     """Trains the digits LLaVA and writes it, its processor and train_log.jsonl to `out_dir`, which is returned.
@@ -124,7 +117,7 @@ def train_base(out_dir=None, vision_steps: int = 1200, steps: int = 1500, batch:
     Args:
         out_dir: default: where load_base looks first, in the user's cache.
         vision_steps: steps of the tower alone.
-        steps: steps of the whole model; questions are asked alone in the first half, then alternately in conversation.
+        steps: steps of projector and language model.
         batch: B, images per step, with three questions each.
         seed: of the weights and of the images.
         progress: show a progress bar, or lines where the output is no terminal.
@@ -183,9 +176,7 @@ class _Run:
     def new_optimizer(self):
         tower = [*self.model.model.vision_tower.parameters(), *self.heads.parameters()]
         rest = [p for name, p in self.model.named_parameters() if "vision_tower" not in name]
-        groups = [{"params": tower, "share": 1.0}] if self.in_vision else [
-            {"params": tower, "share": TOWER_SHARE}, {"params": rest, "share": 1.0}]
-        return torch.optim.AdamW(groups, weight_decay=0.01)
+        return torch.optim.AdamW(tower if self.in_vision else rest, weight_decay=0.01)
 
     def advance(self):
         """One step of whichever stage it is; returns the loss."""
@@ -198,14 +189,13 @@ class _Run:
         else:
             done = self.step - settings["vision_steps"]
             rate = one_cycle(done, settings["steps"], PEAK)
-            alone = done < settings["steps"] / 2 or done % 2 == 0
-            loss = llava_loss(self.model, self.heads, canvases, self.processor, alone=alone)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["share"]
+            rng = np.random.default_rng([settings["seed"], self.step])
+            loss = llava_loss(self.model, canvases, self.processor, rng)
+        group, = self.optimizer.param_groups
+        group["lr"] = rate
         self.optimizer.zero_grad()
         loss.backward()
-        for group in self.optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], 1.0)
+        nn.utils.clip_grad_norm_(group["params"], 1.0)
         self.optimizer.step()
         was_vision = self.in_vision
         self.step += 1

@@ -13,6 +13,9 @@ class TrainConfig:
     k_min, k_max: each step draws its count K uniformly from [k_min, k_max].
     steps, batch_size: optimiser steps, images per step. learning_rate: peak; warm-up over `warmup` of the steps,
         then half a cosine to zero. weight_decay: of AdamW. max_grad_norm: clip.
+    noise: share of the steps, from the first, that draw with Gumbel noise; the rest choose as inference will. With
+        noise to the end, tokens of nearly equal logits take turns in training, and at inference the same ones always
+        win: patches of one digit crowd out the others.
     lora_rank: 0 leaves the model frozen; otherwise LoRA of this rank on the language model's attention is trained
         with the pruner and saved in the same adapter.
     seed: of the initial weights, the data, the noise and the counts. save_every: steps between checkpoints.
@@ -30,6 +33,7 @@ class TrainConfig:
     warmup: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    noise: float = 0.3
     lora_rank: int = 0
     seed: int = 0
     save_every: int = 100
@@ -44,6 +48,8 @@ class TrainConfig:
             raise ValueError(f"lora_rank must be at least 0, got {self.lora_rank}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"noise must be in [0, 1], got {self.noise}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
 

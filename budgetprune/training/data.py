@@ -1,4 +1,4 @@
-"""Training data as a map-style dataset whose item i depends on the seed and i alone, so a resumed run goes on exactly."""
+"""Training data as a map-style dataset: item i depends on the seed and i alone, so a resumed run goes on exactly."""
 
 from torch.utils.data import Dataset
 

@@ -44,14 +44,19 @@ def is_peft(model) -> bool:
 
 
 class Report(TrainerCallback):
-    """Tells a caller how far training is, and turns Ctrl-C into a stop at the end of the step, with a checkpoint.
+    """Tells a caller how far training is, takes the noise away when its share of the steps is over, and turns Ctrl-C
+    into a stop at the end of the step, with a checkpoint.
 
     A step that is broken off in its middle could not be resumed exactly. A second Ctrl-C stops at once.
     """
 
-    def __init__(self, tell: Callable[[int, dict], None] | None):
+    def __init__(self, tell: Callable[[int, dict], None] | None, pruner, noise_steps: float):
         self.tell = tell or (lambda step, values: None)
+        self.pruner, self.noise_steps = pruner, noise_steps
         self.interrupted = False
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.pruner.set_noise(state.global_step < self.noise_steps)
 
     @contextmanager
     def listening(self):
@@ -120,8 +125,9 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed, logging_steps=10,
         save_steps=config.save_every, save_total_limit=2, remove_unused_columns=False, report_to=[],
         disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available())
-    collate, report = getattr(dataset, "collate", None), Report(tell)
-    trainer = PrunerTrainer(trained, arguments, train_dataset=dataset, data_collator=collate,
+    report = Report(tell, model.budget_pruner, config.noise * config.steps)
+    trainer = PrunerTrainer(trained, arguments, train_dataset=dataset,
+                            data_collator=getattr(dataset, "collate", None),
                             callbacks=[report])
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(out_dir / "checkpoints")

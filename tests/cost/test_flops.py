@@ -9,8 +9,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from budgetprune.cost import (KNOWN, DecoderShape, TowerShape, VlmShape, decode_flops_per_token, decoder_flops, known,
-                              prefill_flops, projector_flops, tower_flops)
+from budgetprune.cost import (
+    KNOWN,
+    DecoderShape,
+    TowerShape,
+    VlmShape,
+    decode_flops_per_token,
+    decoder_flops,
+    known,
+    prefill_flops,
+    projector_flops,
+    tower_flops,
+)
 
 IMAGE = 100
 LLAVA = KNOWN["llava-1.5-7b"]

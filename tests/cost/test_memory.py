@@ -2,11 +2,28 @@
 
 import pytest
 import torch
-from transformers import (CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaNextConfig,
-                          LlavaNextForConditionalGeneration, Qwen2Config)
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    Qwen2Config,
+)
 
-from budgetprune.cost import (DEVICES, KNOWN, VlmShape, device, kv_bytes, parameters, prefill_flops, roofline_ms, table,
-                              weight_bytes)
+from budgetprune.cost import (
+    DEVICES,
+    KNOWN,
+    VlmShape,
+    device,
+    kv_bytes,
+    parameters,
+    prefill_flops,
+    roofline_ms,
+    table,
+    weight_bytes,
+)
 
 LLAVA = KNOWN["llava-1.5-7b"]
 SIZES = dict(vocab_size=131, hidden_size=48, intermediate_size=77, num_hidden_layers=3, num_attention_heads=6,

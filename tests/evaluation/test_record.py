@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from budgetprune.evaluation.record import (Record, append, cell_key, environment, latest, read, wilson_interval)
+from budgetprune.evaluation.record import Record, append, cell_key, environment, latest, read, wilson_interval
 
 CELL = Record(task="digits", model="tiny", method="fastv", keep=8, method_options={"layer": 2}, accuracy=0.9,
               ci95=(0.85, 0.94), samples=200, kept_recall=0.8, prefill_flops=123456789, prefill_ms=1.5,

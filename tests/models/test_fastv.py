@@ -101,10 +101,12 @@ def test_a_beams_score_is_the_likelihood_of_its_text(llava):
     with budgetprune.prune(llava, "fastv", keep=[2, 9]) as pruning:
         llava(**batch)
         stay = kept_columns(llava, batch, pruning.plan)
-        out = llava.generate(**batch, max_new_tokens=4, do_sample=False, num_beams=3, length_penalty=0.0, suppress_tokens=[IMAGE_TOKEN],
+        out = llava.generate(**batch, max_new_tokens=4, do_sample=False, num_beams=3, length_penalty=0.0,
+                             suppress_tokens=[IMAGE_TOKEN],
                              return_dict_in_generate=True, output_scores=True)
     ones = torch.ones(2, 4, dtype=torch.long)
-    longer = {**batch, "input_ids": out.sequences, "attention_mask": torch.cat([batch["attention_mask"], ones], 1)}
+    mask = torch.cat([batch["attention_mask"], ones], 1)
+    longer = {**batch, "input_ids": out.sequences, "attention_mask": mask}
     logits = masked_logits(llava, longer, torch.cat([stay, ones.bool()], 1))[:, -5:-1]
     likelihood = logits.log_softmax(-1).gather(2, out.sequences[:, -4:, None]).sum((1, 2))
     torch.testing.assert_close(out.sequences_scores, likelihood, atol=1e-4, rtol=1e-4)

@@ -19,7 +19,8 @@ def step_by_step(model, batch, steps):
     for _ in range(steps):
         logits = model(**batch, use_cache=False).logits[:, -1]
         batch["input_ids"] = torch.cat([batch["input_ids"], logits.argmax(-1, keepdim=True)], 1)
-        batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(batch["attention_mask"][:, :1])], 1)
+        one = torch.ones_like(batch["attention_mask"][:, :1])
+        batch["attention_mask"] = torch.cat([batch["attention_mask"], one], 1)
     return batch["input_ids"]
 
 

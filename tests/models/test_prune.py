@@ -1,4 +1,4 @@
-"""Every method in a LLaVA: equal to a hand-built reference, bit-equal when everything stays, and nothing left behind."""
+"""Every method in a LLaVA: equal to a hand-built reference, bit-equal when all stays, and nothing left behind."""
 
 import copy
 

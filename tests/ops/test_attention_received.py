@@ -165,7 +165,7 @@ def test_attention_received_is_no_less_precise_than_plain_torch(dtype):
 # --------------------------------------------------------------------------------------------- torch contracts
 
 def test_attention_received_has_no_gradient():
-    q, k, mask = case((2, 4, 2, 5, 9, 8))
+    q, k, _ = case((2, 4, 2, 5, 9, 8))
     scores = attention_received(q.requires_grad_(), k.requires_grad_())
     assert not scores.requires_grad
 
@@ -216,7 +216,7 @@ def test_attention_received_takes_an_empty_batch_and_no_keys():
     ({"mask": torch.ones(2, 5, dtype=torch.bool)}, ValueError, "mask must have shape"),
 ])
 def test_attention_received_names_what_is_wrong(change, error, words):
-    arguments = dict(q=torch.zeros(2, 4, 5, 8), k=torch.zeros(2, 2, 7, 8)) | change
+    arguments = {"q": torch.zeros(2, 4, 5, 8), "k": torch.zeros(2, 2, 7, 8)} | change
     with pytest.raises(error, match=words):
         attention_received(arguments.pop("q"), arguments.pop("k"), **arguments)
 

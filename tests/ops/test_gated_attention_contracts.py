@@ -24,7 +24,7 @@ def test_gated_attention_takes_a_gate_of_any_float_dtype(gate_dtype):
 
 
 def test_gated_attention_needs_no_graph_without_grad():
-    q, k, v, gate, mask = case((2, 2, 2, 6, 6, 4))
+    q, k, v, gate, _ = case((2, 2, 2, 6, 6, 4))
     assert gated_attention(q, k, v, gate).grad_fn is None
     with torch.no_grad():
         assert gated_attention(q, k, v, gate.requires_grad_()).grad_fn is None
@@ -65,7 +65,8 @@ def test_gated_attention_compiles_by_inductor():
     q, k, v, gate, mask = case((2, 4, 2, 9, 9, 8))
     grad = torch.randn_like(q)
     compiled = torch.compile(gated_attention, fullgraph=True)
-    got, want = (gradients(lambda *x: f(*x, mask=mask), (q, k, v, gate), grad) for f in (compiled, gated_attention))
+    got, want = (gradients(lambda *x, f=f: f(*x, mask=mask), (q, k, v, gate), grad)
+                 for f in (compiled, gated_attention))
     for a, b in zip(got, want):
         torch.testing.assert_close(a, b)
 
@@ -85,8 +86,8 @@ def test_gated_attention_compiles_by_inductor():
     ({"gate": torch.ones(2, 7, device="meta")}, ValueError, "gate must be on"),
 ])
 def test_gated_attention_names_what_is_wrong(change, error, words):
-    arguments = dict(q=torch.zeros(2, 4, 5, 8), k=torch.zeros(2, 2, 7, 8), v=torch.zeros(2, 2, 7, 8),
-                     gate=torch.ones(2, 7), mask=torch.ones(2, 7, dtype=torch.bool)) | change
+    arguments = {"q": torch.zeros(2, 4, 5, 8), "k": torch.zeros(2, 2, 7, 8), "v": torch.zeros(2, 2, 7, 8),
+                 "gate": torch.ones(2, 7), "mask": torch.ones(2, 7, dtype=torch.bool)} | change
     tensors = [arguments.pop(name) for name in ("q", "k", "v", "gate")]
     with pytest.raises(error, match=words):
         gated_attention(*tensors, **arguments)

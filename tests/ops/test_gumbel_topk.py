@@ -229,6 +229,24 @@ def test_gumbel_topk_compiles_once_for_every_length(backend):
     assert counter.frame_count == 1
 
 
+def test_gumbel_topk_compiles_no_more_for_another_count_or_length():
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def step(logits, keep):
+        gate, kept = gumbel_topk(logits * 2, keep, key=KEY)
+        return (gate * logits.detach()).sum(), kept
+
+    compiled = torch.compile(step, backend=counter, fullgraph=True)
+    for at, (tokens, keep) in enumerate([(64, 5), (65, 6), (65, 9), (577, 9), (300, 300), (1000, 700)]):
+        leaf = logits_of(3, tokens).requires_grad_()
+        loss, kept = compiled(leaf, keep)
+        expected_loss, expected_kept = step(leaf, keep)
+        assert torch.equal(kept, expected_kept)
+        torch.testing.assert_close(torch.autograd.grad(loss, leaf), torch.autograd.grad(expected_loss, leaf))
+        assert counter.frame_count <= min(at + 1, 2)  # once for the first sizes, once for all others
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("estimator", ESTIMATORS)

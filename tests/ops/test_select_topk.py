@@ -158,6 +158,16 @@ def test_select_topk_compiles_once_for_every_length(backend):
     assert counter.frame_count == 1
 
 
+def test_select_topk_compiles_no_more_for_another_count_or_length():
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda scores, keep: select_topk(scores * 2, keep), backend=counter, fullgraph=True)
+    for at, (tokens, keep) in enumerate([(64, 5), (65, 6), (65, 9), (577, 9), (300, 300), (1000, 700)]):
+        scores = torch.randn(3, tokens)
+        assert torch.equal(compiled(scores, keep), select_topk(scores * 2, keep))
+        assert counter.frame_count <= min(at + 1, 2)  # once for the first sizes, once for all others
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("dtype", DTYPES)

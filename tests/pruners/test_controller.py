@@ -40,7 +40,8 @@ def test_a_bad_budget_is_refused():
 
 
 @pytest.mark.parametrize("keep, counts", [
-    (4, [4] * 3), (0, [1] * 3), (99, [16] * 3), (0.25, [4] * 3), ([1, 5, 0.5], [1, 5, 8]), (torch.tensor([2, 3, 4]), [2, 3, 4]),
+    (4, [4] * 3), (0, [1] * 3), (99, [16] * 3), (0.25, [4] * 3), ([1, 5, 0.5], [1, 5, 8]),
+    (torch.tensor([2, 3, 4]), [2, 3, 4]),
 ], ids=str)
 @pytest.mark.parametrize("training", [True, False])
 def test_the_controller_keeps_what_the_budget_says(keep, counts, training):
@@ -62,6 +63,7 @@ def test_inference_keeps_the_largest_logits_and_training_draws():
     drawn = [controller(features(), 5, key=torch.tensor([seed, 0])).kept for seed in range(8)]
     assert len({str(kept.tolist()) for kept in drawn}) > 4
     assert torch.equal(drawn[0], controller(features(), 5, key=torch.tensor([0, 0])).kept)
+    assert torch.equal(controller(features(), 5, key=KEY, noise=False).kept, best.kept)
     with pytest.raises(ValueError, match="key must be given in training"):
         controller(features(), 5)
 
@@ -94,7 +96,8 @@ def test_every_parameter_gets_a_gradient(fusion, estimator):
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"features must be \[B, 16, C\], got shape \[3, 15, 8\]"):
         VisionTokenController(C, N).eval()(features()[:, 1:], 4)
-    for arguments, match in (({"tau": 0.0}, "tau must be positive, got 0.0"), ({"fusion": "sum"}, "fusion must be one of"),
+    for arguments, match in (({"tau": 0.0}, "tau must be positive, got 0.0"),
+                             ({"fusion": "sum"}, "fusion must be one of"),
                              ({"estimator": "reinmax"}, "estimator must be one of")):
         with pytest.raises(ValueError, match=match):
             VisionTokenController(C, N, **arguments)

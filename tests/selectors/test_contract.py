@@ -73,10 +73,9 @@ def test_a_sample_is_judged_alone_whatever_its_batch(name, keep):
         return
     together = method.plan(view, keep)
     for b in range(B):
-        def alone(value):
-            return value[b:b + 1] if isinstance(value, torch.Tensor) and value.dim() > 1 else value
-
-        one = TokenView(**{f.name: alone(getattr(view, f.name)) for f in dataclasses.fields(view)})
+        fields = {f.name: getattr(view, f.name) for f in dataclasses.fields(view)}
+        one = TokenView(**{name: value[b:b + 1] if isinstance(value, torch.Tensor) and value.dim() > 1 else value
+                           for name, value in fields.items()})
         plan = method.plan(one, None if keep is None else keep[b:b + 1])
         assert plan.kept[0][plan.kept[0] >= 0].tolist() == together.kept[b][together.kept[b] >= 0].tolist()
         assert plan.counts() == [together.counts()[b]]

@@ -224,7 +224,7 @@ def test_samples_and_batches_show_the_same_pixels():
     ("", False), ("seven", False), ("red digit", False), ("17", False), ("7 1", False), ("\u0667", False),
 ])
 def test_score_wants_the_one_digit_and_no_other(prediction, right):
-    sample = Sample(np.zeros((4, 4, 3), np.uint8), "red digit ?", "7", None, "0")
+    sample = Sample(np.zeros((4, 4, 3), np.uint8), "which digit is red", "7", None, "0")
     assert build("digits").score(prediction, sample) is right
 
 

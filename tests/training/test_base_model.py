@@ -35,7 +35,7 @@ def prompts(canvases, turns):
     """The text of the first `turns` questions, the last one unanswered, as a user would write it."""
     names = list(base_model.COLOURS)
     for colours, answers in zip(canvases.colours, canvases.answers):
-        asked = [f"{names[c]} digit ? {a} </s>" for c, a in zip(colours[:turns], answers)]
+        asked = [f"which digit is {names[c]} {a} </s>" for c, a in zip(colours[:turns], answers)]
         yield " ".join(["<image>", *asked])[:-len(" 0 </s>")]
 
 
@@ -64,8 +64,8 @@ def test_the_seed_alone_draws_the_weights_and_torch_s_generator_is_left_alone(un
 
 def test_tokenizer_reads_a_prompt_word_by_word(untrained):
     tokenizer = untrained[1].tokenizer
-    words = tokenizer.convert_ids_to_tokens(tokenizer("<image> Red digit? 7 </s> car")["input_ids"])
-    assert words == ["<s>", "<image>", "red", "digit", "?", "7", "</s>", "<unk>"]
+    words = tokenizer.convert_ids_to_tokens(tokenizer("<image> Which digit is RED 7 </s> car")["input_ids"])
+    assert words == ["<s>", "<image>", "which", "digit", "is", "red", "7", "</s>", "<unk>"]
     assert tokenizer.decode(tokenizer.convert_tokens_to_ids(["7", "</s>"]), skip_special_tokens=True) == "7"
     assert tokenizer.padding_side == "left"
 
@@ -74,17 +74,18 @@ def test_processor_puts_one_placeholder_per_patch(untrained):
     model, processor = untrained
     sample = build("digits").samples("test", 1, 0)[0]
     inputs = processor(text=f"<image> {sample.question}", images=sample.image, return_tensors="pt")
-    assert inputs["input_ids"].shape == (1, 68) and set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
-    assert model(**inputs).logits.shape == (1, 68, len(base_model.WORDS))
+    assert inputs["input_ids"].shape == (1, 69) and set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
+    assert model(**inputs).logits.shape == (1, 69, len(base_model.WORDS))
 
 
 def test_chat_template_writes_the_plain_prompt(untrained):
     processor = untrained[1]
-    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "red digit ?"}]}]
-    assert processor.apply_chat_template(turn, add_generation_prompt=True).split() == ["<image>", "red", "digit", "?"]
-    turn += [{"role": "assistant", "content": "7"}, {"role": "user", "content": "blue digit ?"}]
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "which digit is red"}]}]
     written = processor.apply_chat_template(turn, add_generation_prompt=True)
-    assert written.split() == ["<image>", "red", "digit", "?", "7", "</s>", "blue", "digit", "?"]
+    assert written.split() == "<image> which digit is red".split()
+    turn += [{"role": "assistant", "content": "7"}, {"role": "user", "content": "which digit is blue"}]
+    written = processor.apply_chat_template(turn, add_generation_prompt=True)
+    assert written.split() == "<image> which digit is red 7 </s> which digit is blue".split()
 
 
 # ---- batches
@@ -105,7 +106,7 @@ def test_batch_ids_are_those_of_the_tokenized_text(untrained):
     for turns in (1, 2, 3):
         theirs = untrained[1](text=list(prompts(canvases, turns)), images=list(canvases.images), return_tensors="pt")
         assert torch.equal(mine["input_ids"][:, :theirs["input_ids"].shape[1]], theirs["input_ids"])
-    assert mine["input_ids"].shape == (6, 80) and bool(mine["attention_mask"].all())
+    assert mine["input_ids"].shape == (6, 83) and bool(mine["attention_mask"].all())
 
 
 @pytest.mark.parametrize("learn_end", [False, True])
@@ -125,7 +126,7 @@ def test_the_first_question_of_a_sequence_is_the_question_asked_alone(untrained)
     inputs = digits_batch_inputs(canvases, processor)
     alone = processor(text=list(prompts(canvases, 1)), images=list(canvases.images), return_tensors="pt")
     with torch.no_grad():
-        torch.testing.assert_close(model(**inputs).logits[:, :68], model(**alone).logits)
+        torch.testing.assert_close(model(**inputs).logits[:, :69], model(**alone).logits)
 
 
 # ---- loading

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,36 +37,58 @@ def quick_end(monkeypatch):
 # ---- the loss
 
 
-def test_training_loss_is_the_model_s_own_plus_the_heads(untrained):
+class NothingHidden:
+    """In place of numpy's generator: every image keeps all its patches."""
+
+    def random(self, shape):
+        return np.full(shape, 0.5)
+
+
+def test_training_loss_is_the_model_s_own_where_no_patch_is_hidden(untrained):
     model, processor = untrained
-    canvases, heads = draw("train", 4, 5), base_training.TowerHeads(64)
+    canvases = draw("train", 4, 5)
     inputs = digits_batch_inputs(canvases, processor, learn_end=True)
-    tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True)
-    for alone, fed in ((False, inputs), (True, base_training.asked_alone(inputs))):
-        torch.testing.assert_close(base_training.llava_loss(model, heads, canvases, processor, alone=alone),
-                                   model(**fed).loss + heads(tower, canvases))
+    loss = base_training.llava_loss(model, canvases, processor, NothingHidden())
+    torch.testing.assert_close(loss, model(**inputs).loss)
 
 
-def test_questions_asked_alone_in_one_pass_are_three_prompts(untrained):
+def test_half_of_the_images_have_patches_hidden_and_questions_never(untrained):
+    inputs = digits_batch_inputs(draw("train", 256, 5), untrained[1])
+    hidden = base_training.without_patches(inputs, np.random.default_rng(0))
+    assert torch.equal(hidden["position_ids"][3], torch.arange(83)) and bool(inputs["attention_mask"].all())
+    mask = hidden["attention_mask"]
+    assert bool(mask[:, 0].all()) and bool(mask[:, 65:].all())
+    share = mask[:, 1:65].float().mean(1)
+    whole = (share == 1).float().mean()
+    assert 0.4 < whole < 0.6
+    assert 0.4 < share[share < 1].mean() < 0.6 and share.min() < 0.1
+
+
+def test_a_hidden_patch_is_as_good_as_absent(untrained):
+    """The loss does not change when hidden patches show something else."""
     model, processor = untrained
-    inputs = base_training.asked_alone(digits_batch_inputs(draw("train", 4, 8), processor))
-    del inputs["labels"]
-    with torch.no_grad():
-        together = model(**inputs).logits
-        for first in (65, 70, 75):
-            ids = torch.cat([inputs["input_ids"][:, :65], inputs["input_ids"][:, first:first + 4]], 1)
-            alone = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"])
-            torch.testing.assert_close(together[:, first:first + 4], alone.logits[:, 65:], atol=1e-4, rtol=1e-4)
+    inputs = digits_batch_inputs(draw("train", 4, 8), processor)
+    inputs = base_training.without_patches(inputs, np.random.default_rng(1))
+    before, seen = model(**inputs).loss, []
+
+    def scramble(module, args):
+        seen.append(args)
+        return (torch.where(inputs["attention_mask"][:, 1:65, None].bool(), args[0], torch.randn_like(args[0])),)
+
+    handle = model.model.multi_modal_projector.register_forward_pre_hook(scramble)
+    after = model(**inputs).loss
+    handle.remove()
+    assert seen
+    torch.testing.assert_close(after, before)
 
 
-def test_every_parameter_learns_in_the_second_stage(untrained):
+def test_every_parameter_but_the_tower_s_learns_in_the_second_stage(untrained):
     model, processor = untrained
-    heads = base_training.TowerHeads(64)
-    base_training.llava_loss(model, heads, draw("train", 4, 6), processor).backward()
-    still = [name for name, p in [*model.named_parameters(), *heads.named_parameters()]
-             if p.grad is None or not p.grad.any()]
     model.zero_grad()
-    assert still == []
+    base_training.llava_loss(model, draw("train", 4, 6), processor, np.random.default_rng(0)).backward()
+    learning = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    model.zero_grad()
+    assert learning == {name for name, _ in model.named_parameters() if "vision_tower" not in name}
 
 
 def test_perfect_heads_have_no_loss():
