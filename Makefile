@@ -40,4 +40,4 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check budgetprune tests benchmarks setup.py
 
 clean:
-	rm -rf build dist *.egg-info budgetprune/*.so runs benchmarks/latest.json
+	rm -rf build dist *.egg-info budgetprune/*.so benchmarks/latest.json $(VENV)/.built $(VENV)/.dev

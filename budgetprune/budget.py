@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class TokenBudget:
     def count(self, tokens: int, sample: int = 0) -> int:
         """Tokens kept of `tokens` in sample number `sample`."""
         amount = self.keep[sample] if isinstance(self.keep, tuple) else self.keep
-        wanted = self.from_ratio(tokens, amount) if isinstance(amount, float) else amount
+        wanted = int(amount) if isinstance(amount, Integral) else self.from_ratio(tokens, amount)
         return min(tokens, max(1, wanted))
 
     def counts(self, tokens: Sequence[int]) -> list[int]:
@@ -47,9 +48,9 @@ class TokenBudget:
 
 
 def _check(amount):
-    if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+    if isinstance(amount, bool) or not isinstance(amount, Real):
         raise TypeError(f"keep must be an int (a count) or a float (the fraction kept), got {type(amount).__name__}")
-    if isinstance(amount, float) and not 0.0 <= amount <= 1.0:
+    if not isinstance(amount, Integral) and not 0.0 <= amount <= 1.0:
         raise ValueError(f"keep as a fraction must be in [0, 1], got {amount}; a count is an int")
     if amount < 0:
         raise ValueError(f"keep must be at least 0, got {amount}")

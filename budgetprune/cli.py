@@ -1,12 +1,14 @@
 """The command line: arguments in, calls out. No logic lives here."""
 
 import logging
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -15,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console(stderr=True)
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
-Base = Annotated[Path | None, typer.Option("--model", help="Folder of a LLaVA checkpoint; default: the digits LLaVA.")]
+Base = Annotated[Path | None, typer.Option("--model", help="Folder of another digits LLaVA, from train-base --out.")]
 BUDGETS = "4,8,12,16,24,32,64"
 Resume = Annotated[bool, typer.Option(help="Go on with what an earlier run left in the folder.")]
 
@@ -45,6 +47,13 @@ def progress(what: str, total: int | None = None):
     yield tell
 
 
+def whole(name: str, text: str) -> int:
+    """A count out of a list of the command line."""
+    if not text.isdecimal():
+        raise ValueError(f"{name} must hold whole numbers, got {text!r}")
+    return int(text)
+
+
 def _loss(values: dict) -> str:
     return f"loss {float(values['loss']):.3f}" if "loss" in values else ""
 
@@ -68,16 +77,17 @@ def evaluating():
 
 
 @app.command()
-def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="Training steps of the pruner.")] = 0,
+def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="Training steps of the pruner.")] = 300,
          samples: Annotated[int, typer.Option(help="Questions per cell.")] = 768, resume: Resume = True):
     """Train an adaptive pruner, measure it against the full model, FastV, PruMerge and floors, write a report."""
     from dataclasses import replace
 
     from . import demo as the_demo
 
-    config = replace(the_demo.TRAIN, steps=steps) if steps else the_demo.TRAIN
-    with training(config.steps) as on_step, evaluating() as on_cell:
-        page = the_demo.run(out, train=config, samples=samples, resume=resume, training=on_step, evaluating=on_cell)
+    with training(steps) as on_step:
+        the_demo.train_digits_pruner(out / "pruner", replace(the_demo.TRAIN, steps=steps), resume=resume, tell=on_step)
+    with evaluating() as on_cell:
+        page = the_demo.measure(out, out / "pruner", samples=samples, resume=resume, tell=on_cell)
     console.print(f"report: {page}")
 
 
@@ -127,9 +137,11 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
              task: Annotated[str, typer.Option(help="What is asked.")] = "digits",
              samples: Annotated[int, typer.Option(help="Questions per cell.")] = 768,
              seed: Annotated[int, typer.Option(help="Of the questions.")] = 0,
-             latency_batch: Annotated[int, typer.Option(help="Prompts of the timed batch; 0: no timing.")] = 32):
+             latency_batch: Annotated[int, typer.Option(help="Prompts of the timed batch; 0: no timing.")] = 32,
+             resume: Resume = True):
     """Measure methods at budgets: accuracy, FLOPs, milliseconds, memory; one JSON line per cell."""
     from . import selectors, tasks
+    from .demo import device
     from .evaluation.run import EvalConfig
     from .evaluation.run import evaluate as run
     from .training.base_model import load_base
@@ -137,13 +149,13 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
     names = methods.replace(",", " ").split()
     if names == ["all"]:
         names = [n for n in selectors.available() if pruner or not selectors.base.find(n).trainable]
-    counts = [None if b == "own" else int(b) for b in budgets.replace(",", " ").split()]
+    counts = [None if b == "own" else whole("budgets", b) for b in budgets.replace(",", " ").split()]
     trained = {n: pruner for n in names if pruner and selectors.base.find(n).trainable}
     config = EvalConfig(names, counts, trained, samples=samples, seed=seed, latency_batch=latency_batch)
     model, processor = load_base(base)
     with evaluating() as on_cell:
-        name = base.name if base else "digits-llava"
-        run(model, processor, tasks.build(task), out, config, model_name=name, tell=on_cell)
+        name = base.resolve().name if base else "digits-llava"
+        run(model.to(device()), processor, tasks.build(task), out, config, model_name=name, resume=resume, tell=on_cell)
     console.print(f"records: {out / 'records.jsonl'}")
 
 
@@ -158,15 +170,21 @@ def report(run: Annotated[Path, typer.Argument(help="Folder with records.jsonl."
 
 @app.command()
 def cost(model: Annotated[str, typer.Argument(help="A known model, or a folder with config.json.")] = "llava-1.5-7b",
-         keep: Annotated[str, typer.Option("--keep", "-k", help="Image tokens kept.")] = "576,288,144,64,32",
-         text: Annotated[int, typer.Option("--text", help="Text tokens of the prompt.")] = 64):
+         keep: Annotated[str, typer.Option("--keep", "-k", help="Image tokens kept.")] = "288,144,64,32",
+         text: Annotated[int, typer.Option("--text", help="Text tokens of the prompt.")] = 64,
+         crops: Annotated[int, typer.Option(help="Crops of the image (LLaVA-NeXT: up to 5).")] = 1):
     """What a budget costs: FLOPs and cache bytes of a model, by formula."""
     from .cost import table
     from .evaluation.shape import shape_of
 
+    shape = shape_of(model)
+    tokens = crops * shape.tokens_per_crop
+    keeps = [whole("keep", k) for k in keep.replace(",", " ").split()]
+    if max(keeps) > tokens:
+        raise ValueError(f"keep must be at most {tokens}, the image tokens of {crops} crops, got {max(keeps)}")
     rows = Table("kept", "sequence", "prefill GFLOPs", "of full", "decode GFLOPs/token", "KV cache MiB",
-                 title=f"{model}, {text} text tokens, 2 x multiply-adds, 16-bit cache")
-    for row in table(shape_of(model), [int(k) for k in keep.replace(",", " ").split()], text):
+                 title=f"{model}, {tokens} image and {text} text tokens, 2 x multiply-adds, 16-bit cache")
+    for row in table(shape, keeps, text, image_tokens_in=tokens):
         rows.add_row(str(row.keep), str(row.sequence), f"{row.prefill_flops / 1e9:,.3f}", f"{row.prefill_share:.1%}",
                      f"{row.decode_flops_per_token / 1e9:,.3f}", f"{row.kv_bytes / 2**20:,.2f}")
     Console().print(rows)
@@ -200,16 +218,19 @@ def doctor():
 
 def main() -> None:
     """Runs the command line: errors in arguments are one line, Ctrl-C keeps what is done."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts the bytes, talks while it starts
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "transformers", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        app(standalone_mode=False)
-    except KeyboardInterrupt as stop:
-        console.print(str(stop) or "stopped; the same command goes on from here")
-        raise SystemExit(130) from None
-    except typer.Exit as leave:
-        raise SystemExit(leave.exit_code) from None
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False)
+        code = app(standalone_mode=False)
+        if code == 130:  # what typer makes of Ctrl-C
+            console.print("stopped; the same command goes on from here")
+        raise SystemExit(code or 0)
+    except Exception as error:
+        wrong_usage = getattr(error, "format_message", None)  # how typer says that the arguments do not fit
+        if wrong_usage is None and not isinstance(error, (ValueError, TypeError, FileNotFoundError)):
+            raise
+        console.print(f"[red]error:[/] {escape(wrong_usage() if wrong_usage else str(error))}", highlight=False)
         raise SystemExit(2) from None

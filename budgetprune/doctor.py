@@ -1,6 +1,6 @@
 """What is active on this machine, why, and what to do about what is not."""
 
-import importlib.util
+import re
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -37,7 +37,7 @@ def _packages():
 
 
 def _numbers(text):
-    return tuple(int(part) for part in text.split("+")[0].split(".")[:2])
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
 
 def _kernels():
@@ -67,17 +67,6 @@ def _gpu():
                       "install a CUDA build of torch, then reinstall budgetprune")
     else:
         yield Finding("GPU", True, f"none here; the CPU serves, {torch.get_num_threads()} threads")
-    if importlib.util.find_spec("cupy"):
-        yield Finding("CuPy", True, version_of_cupy())
-
-
-def version_of_cupy():
-    for name in ("cupy", "cupy-cuda13x", "cupy-cuda12x"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "found"
 
 
 def _compiler(name, what):

@@ -47,14 +47,15 @@ def test_a_second_run_does_nothing_twice(run, tmp_path):
 @pytest.mark.parametrize("arguments, match", [
     (("eval", "-m", "fastvv"), "unknown method 'fastvv'; known: adaptive"),
     (("eval", "-m", "adaptive", "-k", "8"), "adaptive is trained: name the folder of its weights"),
-    (("eval", "-m", "uniform", "-k", "eight"), "invalid literal for int"),
+    (("eval", "-m", "uniform", "-k", "eight"), "budgets must hold whole numbers, got 'eight'"),
     (("eval", "-m", "uniform", "-k", "99", "--samples", "1"), "budgets must be in [1, N=64], got 99"),
     (("eval", "--task", "chess"), "task must be one of digits, got 'chess'"),
     (("eval", "--model", "nowhere"), "no digits LLaVA"),
     (("eval", "--frobnicate"), "No such option: --frobnicate"),
     (("train", "--estimator", "magic"), "estimator must be one of"),
     (("train", "--k-min", "9", "--k-max", "3"), "k_min and k_max must satisfy"),
-    (("train", "--steps", "zero"), "'zero' is not a valid int"),
+    (("train", "--steps", "zero"), "'--steps'"),
+    (("cost", "llava-1.5-7b", "--keep", "600"), "keep must be at most 576, the image tokens of 1 crops, got 600"),
     (("cost", "gpt-9"), "model must be one of llava-1.5-7b"),
     (("frobnicate",), "No such command"),
 ])
@@ -102,3 +103,17 @@ def test_cost_reads_a_checkpoints_config(run, tmp_path):
 def test_no_command_shows_help(run):
     code, said = run()
     assert "Usage" in said and "train-base" in said
+
+
+def test_the_command_line_has_the_configurations_defaults():
+    import inspect
+
+    from budgetprune import cli
+    from budgetprune.selectors import build
+    from budgetprune.training.config import TrainConfig
+
+    defaults = {**TrainConfig().__dict__, **build("adaptive").options()}
+    for name, parameter in inspect.signature(cli.train).parameters.items():
+        if name in defaults:
+            assert parameter.default == defaults[name], name
+    assert inspect.signature(cli.demo).parameters["steps"].default == TrainConfig().steps

@@ -15,7 +15,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 @dataclass(frozen=True)
 class Picture:
     """What one method kept of one image under one question. `image` is a PNG's path within the run folder; `grid` is
-    [rows, columns] of patches; `kept` are positions in raster order."""
+    [rows, columns] of patches; `kept` are positions in raster order; `right`: the task's own verdict."""
 
     image: str
     task: str
@@ -26,10 +26,7 @@ class Picture:
     question: str
     answer: str
     prediction: str
-
-    @property
-    def right(self):
-        return self.prediction.strip() == self.answer.strip()
+    right: bool
 
     @classmethod
     def from_json(cls, line):
@@ -47,8 +44,10 @@ class Picture:
             raise ValueError(f"kept must be distinct positions in [0, {cells}), got {kept!r}")
         if not _ints([values["keep"]]):
             raise ValueError(f"keep must be an int, got {values['keep']!r}")
-        texts = {name: str(values[name]) for name in names if name not in ("grid", "kept", "keep")}
-        return cls(**texts, keep=values["keep"], grid=tuple(grid), kept=tuple(sorted(kept)))
+        if not isinstance(values["right"], bool):
+            raise ValueError(f"right must be true or false, got {values['right']!r}")
+        texts = {name: str(values[name]) for name in names if name not in ("grid", "kept", "keep", "right")}
+        return cls(**texts, keep=values["keep"], right=values["right"], grid=tuple(grid), kept=tuple(sorted(kept)))
 
 
 def _ints(values):

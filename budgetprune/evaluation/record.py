@@ -135,6 +135,11 @@ def append(path, record: Record):
     A torn last line left by a crash is cut off first, so that the new record does not run into it. One writer at a
     time: concurrent appends are serialised by a lock where the system has flock.
     """
+    append_lines(path, [record.to_json()], Record.from_json)
+
+
+def append_lines(path, lines, parse):
+    """Add lines to a JSON-lines file as `append` does; `parse` tells whether a last line without its end is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
@@ -143,12 +148,12 @@ def append(path, record: Record):
         content = file.read()
         end = content.rfind(b"\n") + 1
         if end < len(content):
-            if _parses(content[end:]):
+            if _parses(content[end:], parse):
                 file.write(b"\n")  # whole but for its end: a crash between the line and its end
             else:
-                warnings.warn(f"{path}: cut off a torn last line of {len(content) - end} bytes", stacklevel=2)
+                warnings.warn(f"{path}: cut off a torn last line of {len(content) - end} bytes", stacklevel=3)
                 file.truncate(end)
-        file.write(record.to_json().encode() + b"\n")
+        file.write("".join(line + "\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -161,9 +166,9 @@ def _lock(file):
     fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _parses(line):
+def _parses(line, parse):
     try:
-        Record.from_json(line.decode())
+        parse(line.decode())
     except (ValueError, TypeError):
         return False
     return True

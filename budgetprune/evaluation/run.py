@@ -1,5 +1,6 @@
 """Task x method x budget, each cell one record. A run that was cut off goes on where it stopped."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from torch import nn
 
 from ..cost import VlmShape, prefill_flops
 from ..models import from_pretrained, prune
+from ..models.adapter import CONFIG, WEIGHTS
 from ..models.base import family_of
 from ..selectors.base import find
 from ..tasks import Sample, Task
@@ -52,6 +54,23 @@ class EvalConfig:
             if find(method).trainable and method not in self.pruners:
                 raise ValueError(f"{method} is trained: name the folder of its weights (`budgetprune train` makes one)")
 
+    def options_of(self, method: str) -> dict:
+        """What tells this method's cells apart: its options, and of a trained one its saved options and its weights.
+
+        FileNotFoundError: no pruner in its folder. ValueError: the folder holds another method.
+        """
+        if method not in self.pruners:
+            return dict(self.options.get(method, {}))
+        folder = Path(self.pruners[method])
+        if not (folder / CONFIG).is_file():
+            raise FileNotFoundError(f"no {CONFIG} in {folder}")
+        saved = json.loads((folder / CONFIG).read_text())
+        if saved["method"] != method:
+            raise ValueError(f"{folder} holds a pruner of {saved['method']}, not of {method}")
+        files = [folder / name for name in (WEIGHTS, "adapter_model.safetensors") if (folder / name).is_file()]
+        weights = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        return {**saved["options"], "weights": weights[:8]}
+
     def cells(self, tokens: int) -> list[tuple[str, int | None]]:
         """(method, K) of every cell; a method without a count of its own has no cell for None."""
         found = []
@@ -69,20 +88,27 @@ class EvalConfig:
 
 
 def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *, model_name: str,
-             tell: Callable[[str, int, int], None] | None = None) -> list[Record]:
+             resume: bool = True, tell: Callable[[str, int, int], None] | None = None) -> list[Record]:
     """Runs every cell that out/records.jsonl does not hold yet, and returns the records of all.
 
-    Answers are generated as text and scored by the task. tell: called with (cell, done, total).
+    Answers are generated as text and scored by the task. resume: False begins anew; what the folder held is kept
+    beside it as *.old. tell: called with (cell, done, total).
     """
     out = Path(out)
+    if not resume:
+        for name in (record.FILE_NAME, pictures.FILE_NAME):
+            if (out / name).exists():
+                (out / name).replace(out / f"{name}.old")
     samples = task.samples("test", config.samples, config.seed)
     batches = [prepare(processor, samples[i:i + config.batch], model) for i in range(0, len(samples), config.batch)]
     _, tokens, grid = family_of(model).features(model)
     path, cells = out / record.FILE_NAME, config.cells(tokens)
+    options_of = {method: config.options_of(method) for method in config.methods}
     done = {_cell(r): r for r in record.read(path) if _same_run(r, task, model_name, config)}
     model.eval()
     for number, (method, keep) in enumerate(cells):
-        cell = (method, "own" if keep is None else keep, json.dumps(config.options.get(method, {}), sort_keys=True))
+        options = options_of[method] | ({"count": "own"} if keep is None else {})
+        cell = (method, "own" if keep is None else keep, json.dumps(options_of[method], sort_keys=True))
         if tell:
             tell(f"{method} {'own count' if keep is None else f'K={keep}'}", number, len(cells))
         if cell in done:
@@ -91,12 +117,11 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
             answers, kept, counts = generate(active, processor, batches, pruning, tokens, config)
             result = assess(samples, answers, kept, counts, task)
             costs = cost_of(model, active, pruning, counts, batches, config, tokens)
-            options = dict(config.options.get(method, {})) | ({"count": "own"} if keep is None else {})
             here = record.environment(batches[0]["input_ids"].device)
             done[cell] = Record(task=task.name, model=model_name, method=method, method_options=options,
                                 keep=round(result["kept_mean"]) if keep is None else keep, samples=len(samples),
                                 seed=config.seed, **result, **costs, **here)
-            draw(out, task, samples, answers, kept, grid, method, done[cell].keep, config)
+            draw(out, task, samples, answers, kept, grid, done[cell], config)
         record.append(path, done[cell])
     if tell:
         tell("done", len(cells), len(cells))
@@ -143,16 +168,19 @@ def entered(model: nn.Module, method: str, keep: int | None, config: EvalConfig)
             return
         from peft import PeftModel
 
+        trained = {name: p.requires_grad for name, p in model.named_parameters()}
         adapted = PeftModel.from_pretrained(model, folder).eval()
         try:
             yield adapted, pruning
         finally:
             adapted.unload()
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(trained[name])
 
 
 @torch.no_grad()
 def generate(model, processor, batches, pruning, tokens: int, config: EvalConfig):
-    """(answers as text, kept patches [one list per sample], output tokens per sample) over all batches."""
+    """(answers as text, kept patches [one list per sample], tokens to the language model) over all batches."""
     answers, kept, counts = [], [], []
     for inputs in batches:
         out = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=config.new_tokens)
@@ -164,7 +192,7 @@ def generate(model, processor, batches, pruning, tokens: int, config: EvalConfig
             counts += [tokens] * len(out)
         else:
             kept += [[n for n in row if n >= 0] for row in plan.kept.tolist()]
-            counts += plan.counts()
+            counts += [n + int(getattr(pruning.selector, "use_cls", False)) for n in plan.counts()]
     return answers, kept, counts
 
 
@@ -195,7 +223,7 @@ def cost_of(model, active, pruning, counts, batches, config: EvalConfig, tokens:
     return costs
 
 
-def draw(out: Path, task: Task, samples, answers, kept, grid, method: str, keep: int, config: EvalConfig) -> None:
+def draw(out: Path, task: Task, samples, answers, kept, grid, cell: Record, config: EvalConfig) -> None:
     """Appends what a method kept of the first images: one line per image, with the image's first question."""
     from PIL import Image
 
@@ -213,8 +241,8 @@ def draw(out: Path, task: Task, samples, answers, kept, grid, method: str, keep:
             aside = target.with_suffix(".part")
             image.save(aside, "PNG")
             aside.replace(target)
-        lines.append(json.dumps({"image": name, "task": task.name, "method": method, "keep": keep, "grid": list(grid),
-                                 "kept": kept[index], "question": sample.question, "answer": sample.answer,
-                                 "prediction": answers[index]}) + "\n")
-    with open(out / pictures.FILE_NAME, "a") as file:
-        file.write("".join(lines))
+        lines.append(json.dumps({"image": name, "task": task.name, "method": cell.method, "keep": cell.keep,
+                                 "grid": list(grid), "kept": kept[index], "question": sample.question,
+                                 "answer": sample.answer, "prediction": answers[index],
+                                 "right": task.score(answers[index], sample)}))
+    record.append_lines(out / pictures.FILE_NAME, lines, pictures.Picture.from_json)

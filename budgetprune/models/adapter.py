@@ -44,7 +44,7 @@ def from_pretrained(model: nn.Module, folder, *, keep=None) -> Pruning:
                     train_keep=config["train_keep"] and tuple(config["train_keep"]), **config["options"])
     try:
         load_weights(model, folder)
-    except ValueError:
+    except BaseException:
         pruning.remove()
         raise
     return pruning
@@ -53,12 +53,14 @@ def from_pretrained(model: nn.Module, folder, *, keep=None) -> Pruning:
 def load_weights(model: nn.Module, folder) -> None:
     """Reads the trained weights in `folder`, if the method has any, into an already pruned model.
 
-    ValueError: they do not fit this model.
+    FileNotFoundError: the method is trained, but its weights are not there. ValueError: they do not fit this model.
     """
     from safetensors.torch import load_file
 
     path = Path(folder) / WEIGHTS
-    if path.is_file():
+    if model.budget_pruner.selector.trainable:
+        if not path.is_file():
+            raise FileNotFoundError(f"no {WEIGHTS} in {folder}: {model.budget_pruner.selector.name} is trained")
         try:
             model.budget_pruner.load_weights(load_file(path))
         except RuntimeError as error:

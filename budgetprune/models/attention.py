@@ -16,8 +16,22 @@ from ..ops import gated_attention
 
 NAME = "budgetprune"
 
-# The encoder call in progress in this thread, or None: it is shown queries and keys of tapped layers.
+# The encoder call in progress in this context, or None: it is shown queries and keys of tapped layers.
 encoding: ContextVar = ContextVar("budgetprune_encoding", default=None)
+
+
+class Untapped:
+    """A tapped module as its own attention function expects it: everything is the module's, but the config is its base.
+
+    Flash attention reads the implementation back from the module's config. Swapping that on the module itself would
+    untap it for other threads.
+    """
+
+    def __init__(self, module):
+        self._module, self.config = module, module.config.budgetprune_base
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, *,
@@ -34,14 +48,10 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     probe = budgetprune_probe or encoding.get()
     if probe is not None:
         probe(module, query, key)
-    tapped, base = module.config, module.config.budgetprune_base
+    untapped = Untapped(module)
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    real = ALL_ATTENTION_FUNCTIONS.get_interface(base._attn_implementation, eager)
-    module.config = base  # flash attention reads the implementation back from the module
-    try:
-        return real(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    finally:
-        module.config = tapped
+    real = ALL_ATTENTION_FUNCTIONS.get_interface(untapped.config._attn_implementation, eager)
+    return real(untapped, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
 AttentionInterface.register(NAME, attention)

@@ -88,6 +88,7 @@ def enter(module, args, kwargs):
         is_image, pruner = image
         counts = is_image.sum(1).tolist()
         if _keep(pruner, counts) == counts:
+            pruner.record(None)
             return args, kwargs  # everything stays: not a bit may change
         length = is_image.shape[1]
         state = DecoderState(pruner, is_image, _exists(kwargs.get("attention_mask"), length), length)
@@ -134,13 +135,13 @@ def layer(module, args, kwargs):
                 cache.budgetprune_state = state
         kwargs["position_embeddings"], kwargs["attention_mask"] = state.position_embeddings, state.attention_mask
     else:  # decoding: these layers' caches are shorter than the model's own mask says
-        mask = None
-        if state.padded:
-            new = int(cache.get_seq_length(depth)) + hidden.shape[1] - state.mask.shape[1]
-            rows = len(hidden) // len(state.mask)
-            mask = state.mask.repeat_interleave(rows, 0)
-            mask = torch.cat([mask, mask.new_ones(len(mask), new)], dim=1)
-        kwargs["attention_mask"] = _mask(module, hidden, cache, depth, mask)
+        if depth == state.pruner.selector.layer:
+            mask = None
+            if state.padded:
+                new = int(cache.get_seq_length(depth)) + hidden.shape[1] - state.mask.shape[1]
+                mask = torch.cat([state.mask, state.mask.new_ones(len(state.mask), new)], dim=1)
+            state.attention_mask = _mask(module, hidden, cache, depth, mask)
+        kwargs["attention_mask"] = state.attention_mask
     if kwargs.get("position_ids") is not None:
         kwargs["position_ids"] = None  # gaps would be read as packed sequences; cos and sin are made already
     if args:

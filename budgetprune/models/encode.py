@@ -18,8 +18,7 @@ class Encoding:
     pre-hook hands it the features and gets back those that stay."""
 
     pruner: object
-    with_cls: bool  # row 0 of the features is CLS
-    emit_cls: bool  # CLS goes to the language model
+    cls: bool  # row 0 of the features is CLS, which goes to the language model
     gates: bool  # training: everything stays, a gate is drawn
     grid: tuple[int, int]
     queries: Tensor | None = None
@@ -37,28 +36,27 @@ class Encoding:
         received = None
         if "attention" in needs:
             received = attention_received(self.queries[:, :, :1], self.keys, rows="cls")[:, prefix:]
+        draws = self.gates or "key" in needs
         return TokenView(tokens, attention=received, queries=self.queries, keys=self.keys, prefix=prefix,
-                         grid=self.grid, key=self.pruner.next_key(tokens))
+                         grid=self.grid, key=self.pruner.next_key(tokens) if draws else None)
 
     def features(self, features: Tensor) -> Tensor:
         """What the projector gets instead of `features` [images, P+N, C]."""
-        prefix = int(self.with_cls)
+        prefix = int(self.cls)
         patches = features[:, prefix:]
         counts = self.pruner.counts([patches.shape[1]] * len(patches), training=self.gates)
         if self.gates:
             self.gate = self.pruner.selector.gate(self.view(patches), counts, self.pruner.noise)
-            return features if self.emit_cls else patches
+            return features
         self.plan = self.pruner.selector.plan(self.view(patches), counts)
         if self.plan.keeps_all(patches.shape[1]):
-            return features if self.emit_cls else patches
+            return features
         self.packed = True
-        emitted = features if self.emit_cls else patches
         if self.plan.merge is None:
-            total = sum(self.plan.counts()) + int(self.emit_cls) * len(patches)
-            gathered = gather_tokens(emitted, self.plan.kept, prefix=int(self.emit_cls), packed=True, total=total)
-            return gathered.tokens[None]
-        merged = (self.plan.merge.to(patches.dtype) @ patches)
-        rows = [torch.cat([features[i, :int(self.emit_cls)], merged[i, :n]]) for i, n in enumerate(self.plan.counts())]
+            total = sum(self.plan.counts()) + prefix * len(patches)
+            return gather_tokens(features, self.plan.kept, prefix=prefix, packed=True, total=total).tokens[None]
+        merged = self.plan.merge.to(patches.dtype) @ patches
+        rows = [torch.cat([features[i, :prefix], merged[i, :n]]) for i, n in enumerate(self.plan.counts())]
         return torch.cat(rows)[None]
 
     def copies(self, tokens: int, placeholders: int) -> Tensor:
@@ -71,7 +69,7 @@ class Encoding:
             stay = (torch.arange(tokens, device=kept.device) < counts).long()
         if placeholders > tokens:  # the prompt has a place for CLS
             return torch.cat([torch.ones_like(stay[:, :1]), stay], dim=1)
-        if self.emit_cls:  # it has none: the first placeholder lends its own
+        if self.cls:  # it has none: the first placeholder lends its own
             stay[:, 0] += 1
         return stay
 
@@ -95,7 +93,7 @@ def encode(model, inputs: dict, *, gates: bool):
     keeps_cls = family.keeps_cls(model, inputs)
     emit_cls = keeps_cls or getattr(pruner.selector, "use_cls", False)
     _, _, grid = family.features(model)
-    call = Encoding(pruner, with_cls=emit_cls, emit_cls=emit_cls, gates=gates, grid=grid)
+    call = Encoding(pruner, cls=emit_cls, gates=gates, grid=grid)
     token = attention.encoding.set(call)
     try:
         outputs = family.encode(model, inputs, cls=emit_cls)

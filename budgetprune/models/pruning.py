@@ -82,7 +82,8 @@ class Pruner(nn.Module):
 class Pruning:
     """A pruned model, as prune() returns it. Leaving its `with` block, or remove(), restores the model.
 
-    model: the model. plan: the TokenPlan of the last call (one row per image; mid-LLM: per sample).
+    model: the model. plan: the TokenPlan of the last call with images (one row per image; mid-LLM: per sample), or
+    None where it had nothing to drop.
     index: [B, L'] int64, the column of the caller's input_ids that each column of the logits belongs to,
     or None where nothing moved; valid: [B, L'] bool, False in padding.
     """
@@ -162,7 +163,8 @@ def prune(model: nn.Module, method: str | Selector, *, keep=None, train_keep: tu
         method.bind(width, patches)
     pruner = Pruner(method, keep, train_keep, seed)
     reference = next(family.projector(model).parameters())
-    pruner.to(device=reference.device, dtype=reference.dtype).train(model.training)
+    # Not to the model's dtype: a float16 controller cannot be trained, and a bfloat16 one is another one.
+    pruner.to(device=reference.device).train(model.training)
 
     handles = []
     try:
@@ -181,7 +183,7 @@ def prune(model: nn.Module, method: str | Selector, *, keep=None, train_keep: tu
         raise
     model.budgetprune_handles = handles  # on the model: peft copies the submodule, and copies would remove nothing
     model.budget_pruner = pruner
-    model.generate = types.MethodType(functools.wraps(type(model).generate)(_generate), model)
+    model.generate = types.MethodType(_generate, model)
     return Pruning(model)
 
 
@@ -218,10 +220,11 @@ def _before_forward(model, args, kwargs):
         inputs = {name: value for name, value in kwargs.items() if value is not None}
         gates = pruner.selector.trainable and model.training and torch.is_grad_enabled()
         return (), encode(model, inputs, gates=gates)
-    where = kwargs.get("position_ids")
-    if kwargs.get("attention_mask") is None and where is not None and kwargs.get("past_key_values") is None:
+    where, ids = kwargs.get("position_ids"), kwargs.get("input_ids")
+    ours = kwargs.get("mm_encoder_outputs") and ids is not None and where is not None
+    if ours and kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None:
         # Gaps in position ids without mask and cache would be read as several packed sequences.
-        kwargs["attention_mask"] = torch.ones_like(where.expand(len(kwargs["input_ids"]), -1))
+        kwargs["attention_mask"] = torch.ones_like(where.expand(len(ids), -1))
     return (), kwargs
 
 
@@ -232,7 +235,7 @@ def _generate(self, inputs=None, *args, **kwargs):
     if ids is None or kwargs.get("pixel_values") is None:
         return stock(self, ids, *args, **kwargs)
     if pruner.selector.place == "llm":
-        _refuse_unsound(pruner.selector.name, args, kwargs)
+        _refuse_unsound(pruner.selector.name, _generation_config(self, args, kwargs), kwargs)
         token = decoder.prompts.set(len(ids))
         try:
             return stock(self, ids, *args, **kwargs)
@@ -244,9 +247,11 @@ def _generate(self, inputs=None, *args, **kwargs):
     with torch.no_grad():
         shrunk = encode(self, {"input_ids": ids, **given}, gates=False)
     less = ids.shape[1] - shrunk["input_ids"].shape[1]
-    for name in ("max_length", "min_length"):
-        if kwargs.get(name) is not None:
-            kwargs[name] -= less
+    config = _generation_config(self, args, kwargs)
+    for name, newer in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        length = kwargs.get(name, getattr(config, name, None))
+        if length is not None and kwargs.get(newer) is None and getattr(config, newer, None) is None:
+            kwargs[name] = length - less
     prompt = shrunk.pop("input_ids")
     result = stock(self, prompt, *args, **shrunk, **options, **kwargs)
     sequences = result if isinstance(result, Tensor) else result.sequences
@@ -258,9 +263,12 @@ def _generate(self, inputs=None, *args, **kwargs):
     return result
 
 
-def _refuse_unsound(name, args, kwargs):
+def _generation_config(model, args, kwargs):
+    return kwargs.get("generation_config") or (args[0] if args else None) or model.generation_config
+
+
+def _refuse_unsound(name, config, kwargs):
     """Ways to generate in which the last token of the first forward is not the prompt's last token."""
-    config = kwargs.get("generation_config") or (args[0] if args else None)
     for option in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
         if kwargs.get(option) is not None or getattr(config, option, None) is not None:
             raise ValueError(f"{option} cannot be used with {name}: it ranks image tokens by the prompt's last token, "

@@ -11,7 +11,7 @@ class BudgetEmbedding(nn.Module):
 
     e = [sin(2 pi b f_k), cos(2 pi b f_k)] with f_k = 10000^(-k / num_freqs); the MLP has one hidden
     layer of `hidden_dim` with GELU. AdaLLaVA's latency encoding (Xu et al., 2025) without its
-    quantisation to layers.
+    quantisation to layers, and with a hidden width of its own (there it is dim_out).
 
     budget: [B] or [B, 1] float, the fraction of tokens kept. Returns [B, dim_out].
     ValueError: another shape. TypeError: not a float tensor.

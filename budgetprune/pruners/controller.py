@@ -26,8 +26,9 @@ class VisionTokenController(nn.Module):
 
     Training: hard Gumbel top-K, gradient by `estimator`. Inference: the K largest logits, no noise.
 
-    vision_dim: C of the patch features. num_patches: N the controller is made for; it sizes the learned
-        position bias and is checked against the features.
+    vision_dim: C of the patch features. num_patches: N; each position has a learned bias on its logit. The biases begin
+        apart (normal, 0.5): patches that look alike, those of one object, then come to different ranks, and a small
+        budget is spread over objects.
     tau: temperature of the selection; divides the logits (race, fermi) or the noisy logits (softmax).
     use_cls: CLS takes part: where the model keeps it, it is always kept; where the model drops it, it is
         put first, so that [B, 1+K, C] reaches the projector.
@@ -50,6 +51,7 @@ class VisionTokenController(nn.Module):
         self.estimator, self.fusion = estimator, fusion
         width = hidden_dim or vision_dim
         self.norm = nn.LayerNorm(vision_dim)
+        self.position = nn.Parameter(0.5 * torch.randn(num_patches))
         self.budget = BudgetEmbedding(vision_dim) if fusion != "none" else None
         self.reader = nn.MultiheadAttention(vision_dim, 1, batch_first=True) if fusion == "cross" else None
         joined = vision_dim * (2 if fusion == "concat" else 1)
@@ -77,7 +79,7 @@ class VisionTokenController(nn.Module):
                 patches = torch.cat([patches, embedded.expand_as(patches)], dim=-1)
             else:
                 patches = patches + embedded
-        return self.head(patches).squeeze(-1).float()
+        return self.head(patches).squeeze(-1).float() + self.position.float()
 
     def forward(self, features: Tensor, keep: int | float | list | Tensor, *, key: Tensor | None = None,
                 noise: bool = True) -> ControllerOutput:

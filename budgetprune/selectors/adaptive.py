@@ -17,14 +17,14 @@ class Adaptive(nn.Module, Selector):
     positions, which gives the same output. Gates on gathered features, the usual form, train worse
     than random selection does.
 
-    Options are those of pruners.VisionTokenController. The module is made when it meets its model.
+    Options are those of pruners.VisionTokenController, at tau = 1. The module is made when it meets its model.
     """
 
     name = "adaptive"
     positions = "original"
     trainable: ClassVar[bool] = True
 
-    def __init__(self, tau: float = 5.0, use_cls: bool = False, estimator: str = "race", fusion: str = "add",
+    def __init__(self, tau: float = 1.0, use_cls: bool = False, estimator: str = "race", fusion: str = "add",
                  hidden_dim: int | None = None):
         super().__init__()
         self._options = {"tau": tau, "use_cls": use_cls, "estimator": estimator, "fusion": fusion,

@@ -14,7 +14,8 @@ class FastV(Selector):
     before `layer` see all image tokens, layers from `layer` on the kept ones, at their original
     positions. `keep` counts image tokens after `layer`; the published setting is layer 2, half kept.
     Departures: the published code ranks the first sample and applies its choice to the whole batch
-    without padding, at a fixed image span; here every sample has its own, wherever its images stand.
+    without padding, at a fixed image span; here every sample has its own, wherever its images stand. The choice is
+    made once, in the prompt's forward; with use_cache=False that is every step, as in the published in-place form.
     """
 
     name = "fastv"

@@ -54,7 +54,8 @@ class PruMerge(Selector):
     An int: exactly that many tokens reach the language model, the extra one included (keep = 1 has none).
 
     Departures: outliers are counted per image, not over the flattened batch; without any outlier one
-    token stays; the tower's last block is found, not block 23.
+    token stays; where nothing is dropped there is no extra token (published: one of zeros); the tower's last
+    block is found, not block 23.
     order: "attention", as published: kept tokens in falling a; "raster" keeps their order in the image.
     """
 

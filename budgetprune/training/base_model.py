@@ -143,8 +143,13 @@ def find_base(path=None) -> tuple[Path, str]:
 def load_base(path=None):
     """(model, processor) from `path`, else from this user's own training, else from the package; logs which."""
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.utils import logging as loading
 
     place, kind = find_base(path)
     log.info("digits LLaVA: %s, %s", kind, place)
+    shown = loading.is_progress_bar_enabled()
+    loading.disable_progress_bar()  # half a megabyte is there before a bar is
     model = LlavaForConditionalGeneration.from_pretrained(place, dtype=torch.float32, local_files_only=True)
+    if shown:
+        loading.enable_progress_bar()
     return model.eval(), LlavaProcessor.from_pretrained(place, local_files_only=True)

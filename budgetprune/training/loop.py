@@ -3,10 +3,7 @@
 import json
 import logging
 import shutil
-import signal
-import threading
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,10 +11,12 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from ..models import Pruning, prune
+from ..models import Pruning, from_pretrained, prune
 from ..models.adapter import load_weights, save_pretrained
 from .config import TrainConfig
+from .terminal import deferred_interrupts
 
+LOG = "train_log.jsonl"
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"
 log = logging.getLogger(__name__)
 
@@ -44,40 +43,19 @@ def is_peft(model) -> bool:
 
 
 class Report(TrainerCallback):
-    """Tells a caller how far training is, takes the noise away when its share of the steps is over, and turns Ctrl-C
-    into a stop at the end of the step, with a checkpoint.
+    """Tells a caller how far training is, takes the noise away when its share of the steps is over, and stops at the
+    end of a step, with a checkpoint, once interrupted() is true."""
 
-    A step that is broken off in its middle could not be resumed exactly. A second Ctrl-C stops at once.
-    """
-
-    def __init__(self, tell: Callable[[int, dict], None] | None, pruner, noise_steps: float):
+    def __init__(self, tell: Callable[[int, dict], None] | None, pruner, noise_steps: float, interrupted):
         self.tell = tell or (lambda step, values: None)
-        self.pruner, self.noise_steps = pruner, noise_steps
-        self.interrupted = False
+        self.pruner, self.noise_steps, self.interrupted = pruner, noise_steps, interrupted
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.pruner.set_noise(state.global_step < self.noise_steps)
 
-    @contextmanager
-    def listening(self):
-        """Signals can be caught in the main thread only; elsewhere Ctrl-C does what it always does."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGINT, self.interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def interrupt(self, *_):
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-
     def on_step_end(self, args, state, control, **kwargs):
         self.tell(state.global_step, {})
-        if self.interrupted:
+        if self.interrupted():
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -104,7 +82,7 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     """Trains a pruner for `model` and leaves the model pruned with it.
 
     Gates act inside attention and the loss is the language model's. Interrupted or killed, the same call goes on
-    from the last whole checkpoint in `out_dir` with the same result as an unbroken run.
+    from the last whole checkpoint in `out_dir` with the same result as an unbroken run; finished, it only loads.
 
     Args:
         model: a Hugging Face VLM; its own weights stay frozen (LoRA apart, see TrainConfig).
@@ -117,6 +95,8 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     ValueError: `out_dir` holds a run with another configuration, or the method is not trainable.
     """
     out_dir = Path(out_dir)
+    if resume and is_finished(out_dir, config):
+        return from_pretrained(model, out_dir)
     begin(out_dir, config, resume)
     trained, pruning = attach(model, config)
     arguments = TrainingArguments(
@@ -125,28 +105,33 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed, logging_steps=10,
         save_steps=config.save_every, save_total_limit=2, remove_unused_columns=False, report_to=[],
         disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available())
-    report = Report(tell, model.budget_pruner, config.noise * config.steps)
-    trainer = PrunerTrainer(trained, arguments, train_dataset=dataset,
-                            data_collator=getattr(dataset, "collate", None),
-                            callbacks=[report])
-    trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(out_dir / "checkpoints")
     if checkpoint:
         log.info("resuming from %s", checkpoint)
-    try:
-        with report.listening():
+    with deferred_interrupts() as interrupted:
+        report = Report(tell, model.budget_pruner, config.noise * config.steps, interrupted)
+        trainer = PrunerTrainer(trained, arguments, train_dataset=dataset, callbacks=[report],
+                                data_collator=getattr(dataset, "collate", None))
+        trainer.remove_callback(PrinterCallback)
+        try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        trained.eval()
-    if report.interrupted and trainer.state.global_step < config.steps:
-        raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {config.steps}; "
-                                "the same command goes on from there")
+        finally:
+            trained.eval()
+        if interrupted() and trainer.state.global_step < config.steps:
+            raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {config.steps}; "
+                                    "the same command goes on from there")
     finish(trainer, trained, out_dir, config)
     return pruning
 
 
+def is_finished(out_dir, config: TrainConfig) -> bool:
+    """Whether `out_dir` holds the result of a whole run with this configuration."""
+    out_dir = Path(out_dir)
+    return (out_dir / LOG).is_file() and TrainConfig.read(out_dir / "train_config.json") == config
+
+
 def begin(out_dir: Path, config: TrainConfig, resume: bool) -> None:
-    """Makes `out_dir` ready: the same run goes on, a finished or unwanted one makes way, another one is refused."""
+    """Makes `out_dir` ready: the same run goes on, an unwanted one makes way, another one is refused."""
     out_dir.mkdir(parents=True, exist_ok=True)
     written = out_dir / "train_config.json"
     if resume and written.is_file() and TrainConfig.read(written) != config:
@@ -154,6 +139,9 @@ def begin(out_dir: Path, config: TrainConfig, resume: bool) -> None:
                          "choose another folder, or begin anew with resume=False (--no-resume)")
     if not resume:
         shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+    # The log is the seal of a finished run, so it goes first here and is written last.
+    for old in [out_dir / LOG, *out_dir.glob("budgetprune_*"), *out_dir.glob("adapter_*")]:
+        old.unlink(missing_ok=True)
     written.write_text(config.to_json())
 
 
@@ -164,10 +152,10 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def finish(trainer, trained, out_dir: Path, config: TrainConfig) -> None:
-    """Writes the result beside its log, then removes the checkpoints."""
+    """Writes the result, then its log, then removes the checkpoints."""
     if is_peft(trained):
         trained.save_pretrained(out_dir)
     save_pretrained(trained.get_base_model() if is_peft(trained) else trained, out_dir)
     rows = [row for row in trainer.state.log_history if "loss" in row]
-    (out_dir / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out_dir / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)

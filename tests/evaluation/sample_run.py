@@ -33,8 +33,9 @@ def png(width, height):
 
 
 def picture(method="learnt", keep=4, kept=(0, 1, 5, 15), **more):
-    return {"image": "images/0.png", "task": "digits", "method": method, "keep": keep, "grid": [4, 4],
+    line = {"image": "images/0.png", "task": "digits", "method": method, "keep": keep, "grid": [4, 4],
             "kept": list(kept), "question": "red digit ?", "answer": "7", "prediction": "7", **more}
+    return {"right": line["prediction"] == line["answer"], **line}
 
 
 class Page(HTMLParser):

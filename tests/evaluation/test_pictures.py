@@ -47,6 +47,7 @@ def test_the_mask_covers_exactly_the_dropped_patches():
     ({"kept": [-1]}, "line 1: kept must be distinct"),
     ({"grid": [4]}, r"line 1: grid must be \[rows, columns\], got \[4\]"),
     ({"keep": "4"}, "line 1: keep must be an int, got '4'"),
+    ({"right": "yes"}, "line 1: right must be true or false, got 'yes'"),
 ])
 def test_unusable_pictures_are_named(run_dir, change, words):
     with pytest.raises(ValueError, match=words):

@@ -150,3 +150,45 @@ def test_peak_bytes_sees_a_temporary_tensor():
 
     small, large = (measure.peak_bytes(Spends(n), {"input_ids": torch.zeros(1)}) for n in (1_000, 1_000_000))
     assert 2 * 4 * 999_000 * 0.9 < large - small < 2 * 4 * 999_000 * 1.1
+
+
+def test_cells_of_two_pruners_are_not_mistaken_for_one_another(digits, tmp_path):
+    model, records = digits[0], tmp_path / "run"
+    for number in range(2):
+        torch.manual_seed(number)
+        with budgetprune.prune(model, "adaptive", keep=8) as pruning:
+            pruning.save_pretrained(tmp_path / str(number))
+        folders = {"adaptive": tmp_path / str(number)}
+        config = EvalConfig(["adaptive"], [8], folders, samples=6, latency_batch=0, images=0)
+        evaluate(*digits, records, config, model_name="untrained")
+    first, second = record.read(records / "records.jsonl")
+    assert first.method_options["weights"] != second.method_options["weights"]
+    assert first.method_options["estimator"] == "race"
+
+
+def test_beginning_anew_keeps_the_old_records_beside(digits, tmp_path):
+    config = EvalConfig(["uniform"], [8], samples=3, latency_batch=0, images=1)
+    for resume in (True, False):
+        evaluate(*digits, tmp_path, config, model_name="untrained", resume=resume)
+    assert len(record.read(tmp_path / "records.jsonl")) == len(record.read(tmp_path / "records.jsonl.old")) == 1
+
+
+def test_a_torn_line_of_pictures_is_cut_off(digits, tmp_path):
+    for keep in (8, 9):
+        config = EvalConfig(["uniform"], [keep], samples=3, latency_batch=0, images=1)
+        if keep == 9:
+            with open(tmp_path / "pictures.jsonl", "a") as file:
+                file.write('{"image": "images/te')
+            with pytest.warns(UserWarning, match="cut off a torn last line"):
+                evaluate(*digits, tmp_path, config, model_name="untrained")
+        else:
+            evaluate(*digits, tmp_path, config, model_name="untrained")
+    assert [p.keep for p in pictures.read(tmp_path)] == [8, 9]
+
+
+def test_a_folder_of_another_method_is_refused(digits, tmp_path):
+    with budgetprune.prune(digits[0], "fastv", keep=8) as pruning:
+        pruning.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a pruner of fastv, not of adaptive"):
+        config = EvalConfig(["adaptive"], [8], {"adaptive": tmp_path}, samples=2)
+        evaluate(*digits, tmp_path / "run", config, model_name="untrained")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_batch, make_llava
+from tiny import make_batch, make_llava
 
 import budgetprune
 
@@ -89,3 +89,16 @@ def test_lora_and_pruner_live_in_one_adapter(tmp_path):
     assert tokens.shape[1] == batch["input_ids"].shape[1] + 3
     budgetprune.unprune(merged)
     assert "budget_pruner" not in merged._modules
+
+
+def test_missing_or_torn_weights_are_an_error_and_leave_the_model_unpruned(tmp_path):
+    budgetprune.Pruning(shaken(make_llava())).save_pretrained(tmp_path)
+    weights, model = tmp_path / "budgetprune_model.safetensors", make_llava()
+    weights.write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(Exception, match="(?i)header|incomplete|deserializ"):
+        budgetprune.from_pretrained(model, tmp_path)
+    assert "budget_pruner" not in model._modules
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="no budgetprune_model.safetensors in .*adaptive is trained"):
+        budgetprune.from_pretrained(model, tmp_path)
+    assert "budget_pruner" not in model._modules

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN, PAD, TOKENS, make_batch, make_llava
+from tiny import IMAGE_TOKEN, PAD, TOKENS, make_batch, make_llava
 
 import budgetprune
 
@@ -150,3 +150,18 @@ def test_the_image_token_count_stays_whole_in_training(llava):
     out = llava.train()(**batch)
     assert out.logits.shape[1] == batch["input_ids"].shape[1]
     assert (batch["input_ids"] == IMAGE_TOKEN).sum() == 2 * TOKENS
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_controller_of_a_half_precision_model_trains_in_float32(llava, dtype):
+    batch = make_batch(labels=True)
+    llava.to(dtype).requires_grad_(False)
+    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    budgetprune.prune(llava, "adaptive", keep=5)
+    optimizer = torch.optim.AdamW(llava.budget_pruner.parameters(), 1e-3)
+    for _ in range(3):
+        llava.train()(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, parameter in llava.budget_pruner.named_parameters():
+        assert parameter.dtype == torch.float32 and parameter.isfinite().all(), name

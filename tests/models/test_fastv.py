@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN, make_batch, make_llava
+from tiny import IMAGE_TOKEN, make_batch, make_llava
 
 import budgetprune
 

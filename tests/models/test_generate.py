@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN, make_batch, make_llava
+from tiny import IMAGE_TOKEN, make_batch, make_llava
 
 import budgetprune
 
@@ -120,3 +120,39 @@ def test_the_callers_inputs_are_not_touched(llava):
             llava(**batch)
     assert batch.keys() == before.keys()
     assert all(torch.equal(batch[name], before[name]) for name in batch)
+
+
+@torch.no_grad()
+def test_max_length_of_a_generation_config_counts_the_callers_tokens(llava):
+    from transformers import GenerationConfig
+
+    batch = make_batch()
+    length = batch["input_ids"].shape[1] + 3
+    config = GenerationConfig(max_length=length, do_sample=False, pad_token_id=0)
+    with budgetprune.prune(llava, "uniform", keep=4):
+        assert llava.generate(**batch, generation_config=config).shape[1] == length
+        llava.generation_config.max_length = length
+        assert llava.generate(**batch, do_sample=False).shape[1] == length
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_models_generate(method, dtype):
+    model, batch = make_llava().to(dtype), make_batch()
+    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    with budgetprune.prune(model, method, keep=[3, 9]):
+        assert model(**batch).logits.isfinite().all()
+        assert model.generate(**batch, max_new_tokens=3, do_sample=False).shape[1] == batch["input_ids"].shape[1] + 3
+
+
+@torch.no_grad()
+def test_threads_do_not_disturb_each_other(llava):
+    from concurrent.futures import ThreadPoolExecutor
+
+    batch = make_batch()
+    with budgetprune.prune(llava, "prumerge", keep=5):
+        expected = llava.generate(**batch, max_new_tokens=3, do_sample=False)
+        with ThreadPoolExecutor(4) as pool:
+            runs = [pool.submit(llava.generate, **batch, max_new_tokens=3, do_sample=False) for _ in range(12)]
+        assert all(torch.equal(run.result(), expected) for run in runs)

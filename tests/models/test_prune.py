@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN, TOKENS, make_batch, make_llava
+from tiny import IMAGE_TOKEN, TOKENS, make_batch, make_llava
 
 import budgetprune
 from budgetprune.models.attention import NAME
@@ -188,6 +188,37 @@ def test_text_only_calls_pass_untouched(llava):
         with budgetprune.prune(llava, method, keep=4):
             assert torch.equal(llava(input_ids=ids).logits, expected)
             assert llava.generate(ids, max_new_tokens=2, do_sample=False).shape == (1, 6)
+
+
+@torch.no_grad()
+def test_calls_without_images_are_the_stock_models_own(llava):
+    ids = torch.tensor([[1, 5, 6, 1, 8, 9]])
+    packed = {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]]), "use_cache": False}
+    embeds = llava.get_input_embeddings()(ids)
+    expected = llava(input_ids=ids, **packed).logits
+    with budgetprune.prune(llava, "adaptive", keep=4):
+        assert torch.equal(llava(input_ids=ids, **packed).logits, expected)
+        torch.testing.assert_close(llava(inputs_embeds=embeds, **packed).logits, expected)
+
+
+@torch.no_grad()
+def test_a_method_may_ask_for_the_attention_of_cls(llava):
+    """TokenView.attention on the vision side: the CLS row of the tower's last block, as eager attention gives it."""
+    from budgetprune.selectors import Selector
+
+    class ByAttention(Selector):
+        needs = frozenset({"attention"})
+
+        def score(self, view):
+            return view.need("attention")
+
+    ByAttention.name = "by_attention"
+    batch, eager = make_batch(), make_llava("eager")
+    eager.load_state_dict(llava.state_dict())
+    rows = eager.model.vision_tower(batch["pixel_values"], output_attentions=True).attentions[-1].mean(1)[:, 0, 1:]
+    with budgetprune.prune(llava, ByAttention(), keep=5) as pruning:
+        llava(**batch)
+        assert torch.equal(pruning.plan.kept.long(), rows.topk(5).indices.sort().values)
 
 
 def bad(error, match, **arguments):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from budgetprune.ops import gated_attention
-from budgetprune.ops.gated_attention import CAP, gated_attention_backward_reference, gated_attention_reference
+from budgetprune.ops.gated_attention import gated_attention_backward_reference, gated_attention_reference
 
 # B, H, Hkv, Q, N, D: odd sizes, GQA, decode, more queries than keys, more than one tile of rows and of columns.
 SHAPES = [(1, 1, 1, 1, 1, 1), (2, 3, 3, 7, 7, 5), (2, 4, 2, 5, 33, 24), (1, 6, 1, 1, 40, 16), (2, 2, 2, 9, 6, 8),

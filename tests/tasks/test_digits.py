@@ -132,7 +132,7 @@ def test_noise_outside_0_to_1_is_refused():
 def test_the_relevant_patches_hold_the_answer_in_the_asked_colour():
     ink, labels = glyphs()
     for sample in build("digits", noise=0).samples("train", 60, 3):
-        paint = np.array(COLOURS[sample.question.split()[0]])
+        paint = np.array(COLOURS[sample.question.split()[-1]])
         seen = block(sample.image, sample.relevant) / paint  # without noise, the ink itself up to the rounding to bytes
         same = np.abs(ink[..., None] - seen).max((1, 2, 3)) < 0.51 / 26
         assert same.sum() == 1 and str(labels[same.argmax()]) == sample.answer

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from conftest import make_batch, make_llava
+from tiny import make_batch, make_llava
 
 import budgetprune
 from budgetprune.training.config import TrainConfig
@@ -79,6 +79,17 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path):
         train_pruner(make_llava(), Stream(), tmp_path, other)
     train_pruner(make_llava(), Stream(), tmp_path, other, resume=False)
     assert json.loads((tmp_path / "budgetprune_config.json").read_text())["train_keep"] == [2, 5]
+
+
+def test_a_finished_run_is_loaded_not_repeated_and_a_new_one_hides_the_old_weights(tmp_path):
+    train_pruner(make_llava(), Stream(), tmp_path, CONFIG)
+    before, steps = (tmp_path / "budgetprune_model.safetensors").read_bytes(), []
+    train_pruner(make_llava(), Stream(), tmp_path, CONFIG, tell=lambda step, values: steps.append(step))
+    assert steps == [] and (tmp_path / "budgetprune_model.safetensors").read_bytes() == before
+    longer = TrainConfig(**{**CONFIG.__dict__, "steps": 5})
+    with pytest.raises(KeyboardInterrupt):
+        train_pruner(make_llava(), Stream(stop_at=4), tmp_path, longer, resume=False)
+    assert not (tmp_path / "budgetprune_model.safetensors").exists(), "old weights may not pass for new"
 
 
 def test_lora_is_trained_with_the_pruner_and_saved_in_one_adapter(tmp_path):
