@@ -29,7 +29,7 @@ def prefill_ms(model: nn.Module, inputs: dict, **options) -> float:
 
 
 @torch.no_grad()
-def decode_ms_per_token(model: nn.Module, inputs: dict, *, tokens: int = 16, **options) -> float:
+def decode_ms_per_token(model: nn.Module, inputs: dict, *, tokens: int = 8, **options) -> float:
     """Median milliseconds of one further token: generate() of 1 + `tokens` against generate() of 1."""
     device = inputs["input_ids"].device
 
