@@ -30,7 +30,12 @@ def test_python_blocks_run_one_after_the_other(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     small, processor = load_base()
-    monkeypatch.setattr(transformers.LlavaForConditionalGeneration, "from_pretrained", lambda name: load_base()[0])
+    real = transformers.LlavaForConditionalGeneration.from_pretrained
+
+    def from_pretrained(name, **options):
+        return load_base()[0] if name == "llava-hf/llava-1.5-7b-hf" else real(name, **options)
+
+    monkeypatch.setattr(transformers.LlavaForConditionalGeneration, "from_pretrained", from_pretrained)
     scope = {"inputs": prepare(processor, tasks.build("digits").samples("test", 2, 0), small),
              "batch": digits_batch_inputs(draw("train", 2, 0), processor)}
     assert len(blocks("python")) == 4
