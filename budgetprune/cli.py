@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -216,6 +217,18 @@ def doctor():
     Console().print(table)
 
 
+def joined(arguments: list[str]) -> list[str]:
+    """`eval --budgets 4 8 12` as `eval --budgets 4,8,12`: lists may be written with spaces as well as with commas."""
+    out: list[str] = []
+    for argument in arguments:
+        open_list = out[:1] == ["eval"] and len(out) > 2 and out[-2] in ("--budgets", "-k", "--methods", "-m")
+        if open_list and not argument.startswith("-"):
+            out[-1] += f",{argument}"
+        else:
+            out.append(argument)
+    return out
+
+
 def main() -> None:
     """Runs the command line: errors in arguments are one line, Ctrl-C keeps what is done."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts the bytes, talks while it starts
@@ -224,7 +237,7 @@ def main() -> None:
     for noisy in ("httpx", "transformers", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        code = app(standalone_mode=False)
+        code = app(joined(sys.argv[1:]), standalone_mode=False)
         if code == 130:  # what typer makes of Ctrl-C
             console.print("stopped; the same command goes on from here")
         raise SystemExit(code or 0)

@@ -9,7 +9,7 @@ namespace budgetprune {
 template <typename T>
 static void launch(const void* q, const void* k, const bool* mask, i32 rows, const i64* n, i64 chunks, double scale,
                    void* scratch, void* parts, void* scores, cudaStream_t stream) {
-  using A = typename ScoreFloat<T>::type;
+  using A = typename Accumulate<T>::type;
   attention_received_kernel<<<u32(n[0] * n[1] * chunks), 256, (32 + n[5]) * sizeof(A), stream>>>(
       static_cast<const T*>(q), static_cast<const T*>(k), mask, rows, n[1], n[2], n[3], n[4], n[5], chunks, scale,
       static_cast<A*>(scratch), static_cast<A*>(parts));

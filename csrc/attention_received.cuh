@@ -28,15 +28,6 @@ BP_FN void chosen_queries(QueryRows rows, const bool* mask, i64 queries, i64 key
 }
 
 #ifdef __CUDACC__
-template <typename T>
-struct ScoreFloat {
-  using type = float;
-};
-template <>
-struct ScoreFloat<double> {
-  using type = double;
-};
-
 // x summed (or its maximum) over the block, in one order; `slots` is 32 numbers of shared memory.
 template <typename A>
 __device__ A block_reduce(A x, bool maximum, A* slots) {
@@ -57,9 +48,9 @@ __device__ A block_reduce(A x, bool maximum, A* slots) {
 template <typename T>
 __global__ void attention_received_kernel(const T* q, const T* k, const bool* mask, i32 rows, i64 heads, i64 kv_heads,
                                           i64 queries, i64 keys, i64 d, i64 chunks, double scale,
-                                          typename ScoreFloat<T>::type* scratch,
-                                          typename ScoreFloat<T>::type* parts) {
-  using A = typename ScoreFloat<T>::type;
+                                          typename Accumulate<T>::type* scratch,
+                                          typename Accumulate<T>::type* parts) {
+  using A = typename Accumulate<T>::type;
   extern __shared__ double shared_bytes[];
   A* slots = reinterpret_cast<A*>(shared_bytes);
   A* query = slots + 32;

@@ -106,15 +106,13 @@ BP_INLINE A softmax_of(A* s, const A* bias, i64 n, i64 padded) {
     for (i64 j = 0; j < padded; ++j) s[j] = 0;
     return minus_infinity<A>;
   }
-  for (i64 j = n; j < padded; ++j) s[j] = minus_infinity<A>;
   const auto x = reinterpret_cast<V*>(s);
   const auto b = reinterpret_cast<const V*>(bias);
   const i64 vectors = padded / lanes;
+  for (i64 v = 0; v < vectors; ++v) x[v] += b[v];
+  for (i64 j = n; j < padded; ++j) s[j] = minus_infinity<A>;  // after the bias: a key not seen may hold NaN there
   V best = V{} + minus_infinity<A>;
-  for (i64 v = 0; v < vectors; ++v) {
-    x[v] += b[v];
-    best = x[v] > best ? x[v] : best;
-  }
+  for (i64 v = 0; v < vectors; ++v) best = x[v] > best ? x[v] : best;
   A top = reduce<A, Bytes>(best, larger);
   if (top == minus_infinity<A>) top = 0;  // all NaN or -infinity: 0 / 0 below turns the row into NaN
   V sums = {};
@@ -131,14 +129,15 @@ BP_INLINE A softmax_of(A* s, const A* bias, i64 n, i64 padded) {
 template <typename A, int Bytes>
 BP_INLINE void slopes_of(const SlopeRow<A>& row, A lse, A delta, A cap, i64 n, i64 padded) {
   using V = Vector<A, Bytes>;
-  for (i64 j = n; j < padded; ++j) row.s[j] = minus_infinity<A>;
   const auto x = reinterpret_cast<V*>(row.s), slope = reinterpret_cast<V*>(row.slope);
   const auto dgate = reinterpret_cast<V*>(row.dgate);
   const auto bias = reinterpret_cast<const V*>(row.bias), inverse = reinterpret_cast<const V*>(row.inverse);
   const auto present = reinterpret_cast<const V*>(row.present);
   const V zero = {};
+  for (i64 v = 0; v < padded / Register<A, Bytes>::lanes; ++v) x[v] += bias[v];
+  for (i64 j = n; j < padded; ++j) row.s[j] = minus_infinity<A>;  // after the bias, as above
   for (i64 v = 0; v < padded / Register<A, Bytes>::lanes; ++v) {
-    const V exponent = x[v] + bias[v] - lse;
+    const V exponent = x[v] - lse;
     const V y = exp_of<Bytes>(exponent > cap ? zero + cap : exponent, A{});
     const V s = y != 0 ? slope[v] - delta : zero;  // a key that is not seen may hold anything
     dgate[v] += (present[v] != 0 ? y * inverse[v] : y / (1 + y)) * s;

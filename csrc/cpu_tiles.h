@@ -3,7 +3,7 @@
 // A right-hand matrix is packed in panels of `width` columns, so the inner loop reads memory in order
 // whatever its size: element (k, c) of a matrix with `depth` rows stands at
 // panels[c / width * depth * width + k * width + c % width], and columns are padded with zeros.
-// Here products and sums may fuse: attention chooses no token by itself, so CPU and GPU need not
+// Here products and sums may fuse: FastV and PruMerge rank by such sums, so near ties may fall otherwise on another machine, so CPU and GPU need not
 // agree bit for bit.
 #pragma once
 #include <limits>
@@ -21,16 +21,6 @@ struct Tile {
 
 template <typename A>
 constexpr A minus_infinity = -std::numeric_limits<A>::infinity();
-
-// What the CPU computes in: float, or double for double.
-template <typename T>
-struct Accumulate {
-  using type = float;
-};
-template <>
-struct Accumulate<double> {
-  using type = double;
-};
 
 // Zeroed memory of one thread, handed out in 64-byte aligned pieces.
 template <typename A>

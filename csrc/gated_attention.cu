@@ -13,7 +13,7 @@ static u32 blocks(i64 rows) { return u32((rows + warps - 1) / warps); }
 template <typename T>
 static void forward(const void* q, const void* k, const void* v, const void* gate, const bool* mask, const i64* n,
                     bool causal, double scale, void* out, void* lse, cudaStream_t stream) {
-  using A = typename KernelFloat<T>::type;
+  using A = typename Accumulate<T>::type;
   gated_attention_kernel<<<blocks(n[0] * n[1] * n[3]), 32 * warps, warps * 2 * n[5] * sizeof(A), stream>>>(
       static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v), static_cast<const A*>(gate), mask,
       n[0], n[1], n[2], n[3], n[4], n[5], causal, scale, static_cast<T*>(out), static_cast<A*>(lse));
@@ -23,7 +23,7 @@ template <typename T>
 static void backward(const void* grad, const void* q, const void* k, const void* v, const void* gate, const bool* mask,
                      const void* out, const void* lse, const i64* n, bool causal, double scale, void* dq, void* dk,
                      void* dv, void* dgate, void* delta, void* parts, cudaStream_t stream) {
-  using A = typename KernelFloat<T>::type;
+  using A = typename Accumulate<T>::type;
   const auto gates = static_cast<const A*>(gate);
   if (n[0] * n[1] * n[3] > 0)
     gated_attention_dq_kernel<<<blocks(n[0] * n[1] * n[3]), 32 * warps, warps * 3 * n[5] * sizeof(A), stream>>>(

@@ -36,15 +36,6 @@ BP_FN i64 keys_seen(i64 i, i64 queries, i64 keys, bool causal) {
 }
 
 #ifdef __CUDACC__
-template <typename T>
-struct KernelFloat {
-  using type = float;
-};
-template <>
-struct KernelFloat<double> {
-  using type = double;
-};
-
 template <typename A>
 __device__ A warp_sum(A x) {
   for (i32 step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
@@ -68,11 +59,11 @@ __device__ A dot_row(const A* a, const T* b, i64 d) {
 // One warp per query row: online softmax over 32 keys at a time, a key per lane; a channel per lane for the
 // sum over values. Shared memory: 2 d numbers per warp.
 template <typename T>
-__global__ void gated_attention_kernel(const T* q, const T* k, const T* v, const typename KernelFloat<T>::type* gate,
+__global__ void gated_attention_kernel(const T* q, const T* k, const T* v, const typename Accumulate<T>::type* gate,
                                        const bool* mask, i64 batch, i64 heads, i64 kv_heads, i64 queries, i64 keys,
                                        i64 d, bool causal, double scale, T* out,
-                                       typename KernelFloat<T>::type* lse) {
-  using A = typename KernelFloat<T>::type;
+                                       typename Accumulate<T>::type* lse) {
+  using A = typename Accumulate<T>::type;
   extern __shared__ double shared_bytes[];
   const i32 lane = threadIdx.x % 32;
   const i64 row = i64(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
@@ -113,7 +104,7 @@ __global__ void gated_attention_kernel(const T* q, const T* k, const T* v, const
   if (lane == 0) lse[row] = !any ? nothing : total > A(0) ? best + log(total) : A(0) / A(0);
 }
 
-// The probabilities of one pair again: p = A_ij, and weight = d A_ij / d g_j as bounded above.
+// The probabilities of one pair again: p = A_ij, and weight, what the gate's gradient takes, see above.
 template <typename A>
 __device__ void pair_weights(A s, A lse, A gate, A& p, A& weight) {
   const bool kept = gate_keeps(gate);
@@ -126,11 +117,11 @@ __device__ void pair_weights(A s, A lse, A gate, A& p, A& weight) {
 // One warp per query row: dq, and delta = do . o for the kernel below. Shared memory: 3 d numbers per warp.
 template <typename T>
 __global__ void gated_attention_dq_kernel(const T* grad, const T* q, const T* k, const T* v,
-                                          const typename KernelFloat<T>::type* gate, const bool* mask, const T* out,
-                                          const typename KernelFloat<T>::type* lse, i64 batch, i64 heads, i64 kv_heads,
+                                          const typename Accumulate<T>::type* gate, const bool* mask, const T* out,
+                                          const typename Accumulate<T>::type* lse, i64 batch, i64 heads, i64 kv_heads,
                                           i64 queries, i64 keys, i64 d, bool causal, double scale, T* dq,
-                                          typename KernelFloat<T>::type* delta) {
-  using A = typename KernelFloat<T>::type;
+                                          typename Accumulate<T>::type* delta) {
+  using A = typename Accumulate<T>::type;
   extern __shared__ double shared_bytes[];
   const i32 lane = threadIdx.x % 32;
   const i64 row = i64(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
@@ -174,12 +165,12 @@ __global__ void gated_attention_dq_kernel(const T* grad, const T* q, const T* k,
 // Every sum has one owner and one order: no atomics. Shared memory: 4 d numbers per warp.
 template <typename T>
 __global__ void gated_attention_dkv_kernel(const T* grad, const T* q, const T* k, const T* v,
-                                           const typename KernelFloat<T>::type* gate, const bool* mask,
-                                           const typename KernelFloat<T>::type* lse,
-                                           const typename KernelFloat<T>::type* delta, i64 batch, i64 heads,
+                                           const typename Accumulate<T>::type* gate, const bool* mask,
+                                           const typename Accumulate<T>::type* lse,
+                                           const typename Accumulate<T>::type* delta, i64 batch, i64 heads,
                                            i64 kv_heads, i64 queries, i64 keys, i64 d, bool causal, double scale, T* dk,
-                                           T* dv, typename KernelFloat<T>::type* dgate_parts) {
-  using A = typename KernelFloat<T>::type;
+                                           T* dv, typename Accumulate<T>::type* dgate_parts) {
+  using A = typename Accumulate<T>::type;
   extern __shared__ double shared_bytes[];
   const i32 lane = threadIdx.x % 32;
   const i64 row = i64(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;

@@ -30,7 +30,7 @@ template <typename A>
 struct Columns {
   std::vector<i64> position;
   A *bias, *present;  // log gate, 0 where dropped; 1 kept, 0 dropped
-  A* inverse;         // d A_ij / d g_j = weight times this
+  A* inverse;         // of a kept key: d A_ij / d g_j = weight times this
   i64 count = 0;
 
   Columns(Scratch<A>& scratch, i64 keys)

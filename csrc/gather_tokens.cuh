@@ -98,7 +98,7 @@ __global__ void gather_tokens_backward_kernel(const V* grad, const i32* kept, co
   const i32* mine = kept + b * kmax;
   const i64 token = token_of_row(mine, at % rows, prefix, kept_count(mine, kmax));
   const i64 from = (cu_seqlens ? i64(cu_seqlens[b]) : b * (prefix + kmax)) + token;
-  const bool dropped = token < 0 || from >= grad_rows;
+  const bool dropped = token < 0 || from < 0 || from >= grad_rows;
   for (i64 u = threadIdx.x % 32; u < units; u += 32) dx[at * units + u] = dropped ? V{} : grad[from * units + u];
 }
 #endif

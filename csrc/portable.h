@@ -27,7 +27,17 @@ using u64 = std::uint64_t;
 
 namespace budgetprune {
 enum class DType { f32, f16, bf16, f64 };  // how a launcher is told the type behind a void*
-}
+
+// What sums are made in: float, or double for double.
+template <typename T>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+}  // namespace budgetprune
 
 #ifdef __CUDACC__
 #define BP_FN __host__ __device__ inline

@@ -1,7 +1,8 @@
 // torch_support.h: the few things every op's .cpp asks of torch, LibTorch Stable ABI only.
 //
-// Python checks arguments first and raises ValueError or TypeError (budgetprune/ops); what is
-// checked here guards memory when torch.ops is called directly, and arrives as RuntimeError.
+// Python checks arguments first and raises ValueError or TypeError (budgetprune/ops). What is checked here guards
+// memory when torch.ops is called directly, and arrives as RuntimeError; that all tensors are on one device is for
+// the caller of torch.ops to see to.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -83,7 +84,9 @@ inline void* current_cuda_stream(int device) {
 }
 
 inline void check_launch(const char* op, int error) {
-  STD_TORCH_CHECK(error == 0, op, ": kernel launch failed with CUDA error ", error);
+  STD_TORCH_CHECK(error == 0, op, ": kernel launch failed with CUDA error ", error,
+                  error == 209 ? " (no code for this GPU in the binary: rebuild with TORCH_CUDA_ARCH_LIST, or set "
+                                 "BUDGETPRUNE_REFERENCE=1)" : "");
 }
 #endif
 

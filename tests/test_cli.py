@@ -36,6 +36,14 @@ def test_train_eval_and_report_hang_together(run, tmp_path):
     assert code == 0 and (records / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("budgets", [("4", "8"), ("4,8",), ("4 8",), ("4,", "8")])
+def test_lists_may_be_written_with_spaces_or_commas(run, tmp_path, budgets):
+    code, said = run("eval", "--budgets", *budgets, "--methods", "uniform", "random", "--samples", 2,
+                     "--latency-batch", 0, "--out", tmp_path)
+    assert code == 0, said
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 4
+
+
 def test_a_second_run_does_nothing_twice(run, tmp_path):
     arguments = ("eval", "--out", tmp_path, "-m", "uniform", "-k", "8", "--samples", 3, "--latency-batch", 0)
     assert run(*arguments)[0] == 0

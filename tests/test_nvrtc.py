@@ -3,8 +3,7 @@
 import re
 
 import pytest
-
-from budgetprune.ops._flatten import csrc, flatten
+from flatten import csrc, flatten
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="pip install nvidia-cuda-nvrtc cuda-bindings")
 

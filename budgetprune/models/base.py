@@ -1,5 +1,6 @@
 """What is particular to a family of vision-language models: where its image tokens come from and go to."""
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from torch import nn
@@ -7,7 +8,7 @@ from torch import nn
 _registry: list[type["Family"]] = []
 
 
-class Family:
+class Family(ABC):
     """One family of models. A new family is one new file with a subclass; nothing else names it.
 
     classes: names of the transformers classes it serves, subclasses of them included.
@@ -21,40 +22,43 @@ class Family:
         super().__init_subclass__(**kwargs)
         _registry.append(cls)
 
+    @abstractmethod
     def __init__(self, model: nn.Module):
         """Raises ValueError where a model of the family cannot be pruned, with the reason."""
 
     # Where things are. All take the model, so that a copy of it is never mistaken for the original.
 
+    @abstractmethod
     def image_token_id(self, model) -> int:
-        raise NotImplementedError
+        """The id of the image placeholder in input_ids."""
 
+    @abstractmethod
     def projector(self, model) -> nn.Module:
-        raise NotImplementedError
+        """The module between tower and decoder."""
 
+    @abstractmethod
     def decoder(self, model) -> nn.Module:
         """The text model: its `layers` are the decoder layers, each with `self_attn`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tower_attention(self, model) -> nn.Module:
         """The attention module of the tower's last block."""
-        raise NotImplementedError
 
+    @abstractmethod
     def features(self, model) -> tuple[int, int, tuple[int, int]]:
         """(C, N, (rows, columns)) of the patch features that the projector gets for one image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def has_cls(self, model) -> bool:
         """Whether the tower has a CLS token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keeps_cls(self, model, inputs: dict) -> bool:
         """Whether the language model gets CLS as its first image token."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, model, inputs: dict, *, cls: bool):
         """Runs tower and projector on the images of `inputs`; `cls`: the projector gets CLS too, in row 0."""
-        raise NotImplementedError
 
 
 def family_of(model: nn.Module) -> Family:

@@ -113,7 +113,8 @@ def gated_attention(
     With gates of 0 and 1 the output is that of attention over the kept keys alone. The gradient of a gate is
     sum over h, i of w_ij (dO_i . v_j - dO_i . o_i) for every key that exists and is seen, lse_i = log sum_k
     g_k exp(s_ik): w_ij = exp(s_ij - lse_i), the derivative, for a kept key; for a dropped one
-    w_ij = sigmoid(s_ij - lse_i), so that the product is exactly what o_i would change by if key j were let in.
+    w_ij = sigmoid(s_ij - lse_i), which makes each term dO_i . (what o_i would change by if key j were let in). Scores
+    and 1 / g_j are capped at exp(30).
 
     Args:
         q: [B, H, Q, D] float32, float16, bfloat16 or float64.

@@ -206,7 +206,7 @@ def gumbel_topk(logits: Tensor, keep: int | list[int] | Tensor, *, key: Tensor, 
     if tuple(key.shape) != (2,) and tuple(key.shape) != (logits.shape[0], 2):
         raise ValueError(f"key must be [2] or [B, 2], B={logits.shape[0]}, got shape {list(key.shape)}")
     check_device("key", key, logits.device)
-    if not 0 < tau < math.inf:
+    if not 2.0**-126 <= tau < math.inf:  # below that it is no normal float32, in which tokens are ranked
         raise ValueError(f"tau must be above 0 and finite, got {tau}")
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {ESTIMATORS}, got {estimator!r}")

@@ -256,3 +256,11 @@ def test_gated_attention_is_no_less_precise_than_plain_torch(dtype):
     for name, x, y, truth in zip(("out", "dq", "dk", "dv", "dgate"), ours, theirs, exact):
         error, allowed = (x - truth).norm() / truth.norm(), (y - truth).norm() / truth.norm()
         assert error <= allowed * 1.05 + 1e-6, name
+
+
+def test_gated_attention_keeps_a_later_keys_nan_gate_out_of_earlier_rows():
+    q, k, v, gate, _ = case((1, 2, 2, 8, 8, 8))
+    gate[:] = 1
+    gate[0, 7] = float("nan")
+    out = gated_attention(q, k, v, gate)
+    assert out[:, :, :7].isfinite().all() and out[:, :, 7].isnan().all()

@@ -11,9 +11,8 @@ INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 
 
 def csrc():
-    """Where the sources are: beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).parents[1]
-    return next(folder for folder in (package / "csrc", package.parent / "csrc") if (folder / "portable.h").exists())
+    """Where the sources are."""
+    return Path(__file__).parents[1] / "csrc"
 
 
 def flatten(name, folder=None):
