@@ -261,3 +261,11 @@ def test_gumbel_topk_keeps_the_same_tokens_on_the_gpu(tokens, estimator):
             answers.append([t.cpu() for t in (gate.detach(), kept, leaf.grad)])
         assert torch.equal(answers[0][0], answers[1][0]) and torch.equal(answers[0][1], answers[1][1])
         torch.testing.assert_close(answers[0][2], answers[1][2], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["key", "keep"])
+def test_gumbel_topk_refuses_tensors_on_another_device(name):
+    arguments = {"keep": torch.ones(2, dtype=torch.int32), "key": torch.zeros(2, dtype=torch.int64)}
+    arguments[name] = arguments[name].to("meta")
+    with pytest.raises(ValueError, match=f"{name} must be on cpu, got meta"):
+        gumbel_topk(torch.randn(2, 5), arguments["keep"], key=arguments["key"], max_keep=2)

@@ -175,3 +175,8 @@ def test_select_topk_answers_alike_on_the_gpu(dtype):
     scores = torch.randn(9, 2881).to(dtype)
     counts = torch.randint(0, 2881, (9,), dtype=torch.int32)
     assert torch.equal(select_topk(scores.cuda(), counts.cuda()).cpu(), select_topk(scores, counts))
+
+
+def test_select_topk_refuses_counts_on_another_device():
+    with pytest.raises(ValueError, match="keep must be on cpu, got meta"):
+        select_topk(torch.randn(2, 5), torch.ones(2, dtype=torch.int32, device="meta"), max_keep=2)
