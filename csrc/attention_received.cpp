@@ -155,7 +155,7 @@ Tensor attention_received_cpu(const Tensor& q_in, const Tensor& k_in, std::strin
 #ifdef BUDGETPRUNE_CUDA
 Tensor attention_received_cuda(const Tensor& q_in, const Tensor& k_in, std::string rows,
                                const std::optional<Tensor>& mask_in, double scale) {
-  const torch::stable::accelerator::DeviceGuard guard(q_in.get_device_index());
+  const OnDeviceOf guard(q_in);
   const Shape n = check(q_in, k_in, mask_in);
   const QueryRows which = rows_named(rows);
   STD_TORCH_CHECK(n.d <= 6000, "attention_received: on CUDA D must be at most 6000, got ", n.d);  // shared memory
@@ -182,9 +182,9 @@ Tensor attention_received_cuda(const Tensor& q_in, const Tensor& k_in, std::stri
 STABLE_TORCH_LIBRARY_FRAGMENT(budgetprune, m) {
   m.def("attention_received(Tensor q, Tensor k, str rows, Tensor? mask, float scale) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(budgetprune, CPU, m) { m.impl("attention_received", TORCH_BOX(&attention_received_cpu)); }
+BP_CPU_KERNELS(m) { m.impl("attention_received", TORCH_BOX(&attention_received_cpu)); }
 #ifdef BUDGETPRUNE_CUDA
-STABLE_TORCH_LIBRARY_IMPL(budgetprune, CUDA, m) { m.impl("attention_received", TORCH_BOX(&attention_received_cuda)); }
+BP_CUDA_KERNELS(m) { m.impl("attention_received", TORCH_BOX(&attention_received_cuda)); }
 #endif
 
 }  // namespace budgetprune

@@ -51,7 +51,7 @@ __global__ void attention_received_kernel(const T* q, const T* k, const bool* ma
                                           typename Accumulate<T>::type* scratch,
                                           typename Accumulate<T>::type* parts) {
   using A = typename Accumulate<T>::type;
-  extern __shared__ double shared_bytes[];
+  BP_DYNAMIC_SHARED(shared_bytes);
   A* slots = reinterpret_cast<A*>(shared_bytes);
   A* query = slots + 32;
   __shared__ i64 chosen[2];

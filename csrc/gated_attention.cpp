@@ -116,7 +116,7 @@ AttentionShape check_cuda(const Tensor& q, const Tensor& k, const Tensor& v, con
 std::tuple<Tensor, Tensor> gated_attention_cuda(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
                                                 const Tensor& gate_in, const std::optional<Tensor>& mask_in,
                                                 bool causal, double scale) {
-  const torch::stable::accelerator::DeviceGuard guard(q_in.get_device_index());
+  const OnDeviceOf guard(q_in);
   const AttentionShape n = check_cuda(q_in, k_in, v_in, gate_in, mask_in);
   const auto [out, lse] = outputs(q_in, n);
   if (lse.numel() == 0) return {out, lse};
@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor> gated_attention_cuda(const Tensor& q_in, const Tensor
 std::tuple<Tensor, Tensor, Tensor, Tensor> gated_attention_backward_cuda(
     const Tensor& grad_in, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const Tensor& gate_in,
     const std::optional<Tensor>& mask_in, const Tensor& out_in, const Tensor& lse_in, bool causal, double scale) {
-  const torch::stable::accelerator::DeviceGuard guard(q_in.get_device_index());
+  const OnDeviceOf guard(q_in);
   const AttentionShape n = check_cuda(q_in, k_in, v_in, gate_in, mask_in);
   check_saved(grad_in, q_in, out_in, lse_in, gate_in);
   const auto [dq, dk, dv, parts, dgate] = gradients(q_in, gate_in, n);
@@ -164,12 +164,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(budgetprune, m) {
   m.def("gated_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor gate, Tensor? mask, Tensor out,"
         " Tensor lse, bool causal, float scale) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dgate)");
 }
-STABLE_TORCH_LIBRARY_IMPL(budgetprune, CPU, m) {
+BP_CPU_KERNELS(m) {
   m.impl("gated_attention", TORCH_BOX(&gated_attention_cpu));
   m.impl("gated_attention_backward", TORCH_BOX(&gated_attention_backward_cpu));
 }
 #ifdef BUDGETPRUNE_CUDA
-STABLE_TORCH_LIBRARY_IMPL(budgetprune, CUDA, m) {
+BP_CUDA_KERNELS(m) {
   m.impl("gated_attention", TORCH_BOX(&gated_attention_cuda));
   m.impl("gated_attention_backward", TORCH_BOX(&gated_attention_backward_cuda));
 }

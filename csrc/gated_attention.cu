@@ -3,6 +3,7 @@
 #include <cuda_fp16.h>
 
 #include "gated_attention.cuh"
+#include "launch.h"
 
 namespace budgetprune {
 
@@ -14,7 +15,7 @@ template <typename T>
 static void forward(const void* q, const void* k, const void* v, const void* gate, const bool* mask, const i64* n,
                     bool causal, double scale, void* out, void* lse, cudaStream_t stream) {
   using A = typename Accumulate<T>::type;
-  gated_attention_kernel<<<blocks(n[0] * n[1] * n[3]), 32 * warps, warps * 2 * n[5] * sizeof(A), stream>>>(
+  launch(gated_attention_kernel<T>, blocks(n[0] * n[1] * n[3]), 32 * warps, warps * 2 * n[5] * sizeof(A), stream, 
       static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v), static_cast<const A*>(gate), mask,
       n[0], n[1], n[2], n[3], n[4], n[5], causal, scale, static_cast<T*>(out), static_cast<A*>(lse));
 }
@@ -26,16 +27,16 @@ static void backward(const void* grad, const void* q, const void* k, const void*
   using A = typename Accumulate<T>::type;
   const auto gates = static_cast<const A*>(gate);
   if (n[0] * n[1] * n[3] > 0)
-    gated_attention_dq_kernel<<<blocks(n[0] * n[1] * n[3]), 32 * warps, warps * 3 * n[5] * sizeof(A), stream>>>(
+    launch(gated_attention_dq_kernel<T>, blocks(n[0] * n[1] * n[3]), 32 * warps, warps * 3 * n[5] * sizeof(A), stream, 
         static_cast<const T*>(grad), static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v),
         gates, mask, static_cast<const T*>(out), static_cast<const A*>(lse), n[0], n[1], n[2], n[3], n[4], n[5],
         causal, scale, static_cast<T*>(dq), static_cast<A*>(delta));
   if (n[0] * n[4] == 0) return;
-  gated_attention_dkv_kernel<<<blocks(n[0] * n[2] * n[4]), 32 * warps, warps * 4 * n[5] * sizeof(A), stream>>>(
+  launch(gated_attention_dkv_kernel<T>, blocks(n[0] * n[2] * n[4]), 32 * warps, warps * 4 * n[5] * sizeof(A), stream, 
       static_cast<const T*>(grad), static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v), gates,
       mask, static_cast<const A*>(lse), static_cast<const A*>(delta), n[0], n[1], n[2], n[3], n[4], n[5], causal,
       scale, static_cast<T*>(dk), static_cast<T*>(dv), static_cast<A*>(parts));
-  gate_sum_kernel<<<u32((n[0] * n[4] + 255) / 256), 256, 0, stream>>>(static_cast<const A*>(parts), n[0], n[2], n[4],
+  launch(gate_sum_kernel<A>, u32((n[0] * n[4] + 255) / 256), 256, 0, stream, static_cast<const A*>(parts), n[0], n[2], n[4],
                                                                       static_cast<A*>(dgate));
 }
 

@@ -64,7 +64,7 @@ __global__ void gated_attention_kernel(const T* q, const T* k, const T* v, const
                                        i64 d, bool causal, double scale, T* out,
                                        typename Accumulate<T>::type* lse) {
   using A = typename Accumulate<T>::type;
-  extern __shared__ double shared_bytes[];
+  BP_DYNAMIC_SHARED(shared_bytes);
   const i32 lane = threadIdx.x % 32;
   const i64 row = i64(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= batch * heads * queries) return;
@@ -122,7 +122,7 @@ __global__ void gated_attention_dq_kernel(const T* grad, const T* q, const T* k,
                                           i64 queries, i64 keys, i64 d, bool causal, double scale, T* dq,
                                           typename Accumulate<T>::type* delta) {
   using A = typename Accumulate<T>::type;
-  extern __shared__ double shared_bytes[];
+  BP_DYNAMIC_SHARED(shared_bytes);
   const i32 lane = threadIdx.x % 32;
   const i64 row = i64(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= batch * heads * queries) return;
@@ -171,7 +171,7 @@ __global__ void gated_attention_dkv_kernel(const T* grad, const T* q, const T* k
                                            i64 kv_heads, i64 queries, i64 keys, i64 d, bool causal, double scale, T* dk,
                                            T* dv, typename Accumulate<T>::type* dgate_parts) {
   using A = typename Accumulate<T>::type;
-  extern __shared__ double shared_bytes[];
+  BP_DYNAMIC_SHARED(shared_bytes);
   const i32 lane = threadIdx.x % 32;
   const i64 row = i64(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= batch * kv_heads * keys) return;

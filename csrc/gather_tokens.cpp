@@ -136,7 +136,7 @@ Tensor gather_tokens_backward_cpu(const Tensor& grad_in, const Tensor& kept_in, 
 
 #ifdef BUDGETPRUNE_CUDA
 Gathered gather_tokens_cuda(const Tensor& x_in, const Tensor& kept_in, int64_t prefix, bool packed, int64_t total) {
-  const torch::stable::accelerator::DeviceGuard guard(x_in.get_device_index());
+  const OnDeviceOf guard(x_in);
   const auto [tokens, positions, mask, cu_seqlens] = allocate(x_in, kept_in, prefix, packed, total);
   const Tensor x = contiguous_rows(x_in), kept = torch::stable::contiguous(kept_in);
   const int64_t item = int64_t(x.element_size());
@@ -151,7 +151,7 @@ Gathered gather_tokens_cuda(const Tensor& x_in, const Tensor& kept_in, int64_t p
 
 Tensor gather_tokens_backward_cuda(const Tensor& grad_in, const Tensor& kept_in, const Tensor& cu_in, int64_t prefix,
                                    int64_t rows, bool packed) {
-  const torch::stable::accelerator::DeviceGuard guard(grad_in.get_device_index());
+  const OnDeviceOf guard(grad_in);
   const Tensor dx = allocate_backward(grad_in, kept_in, cu_in, prefix, rows, packed);
   if (dx.numel() == 0) return dx;
   const Tensor grad = torch::stable::contiguous(grad_in), kept = torch::stable::contiguous(kept_in);
@@ -174,12 +174,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(budgetprune, m) {
   m.def("gather_tokens_backward(Tensor grad, Tensor kept, Tensor cu_seqlens, int prefix, SymInt rows, bool packed)"
         " -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(budgetprune, CPU, m) {
+BP_CPU_KERNELS(m) {
   m.impl("gather_tokens", TORCH_BOX(&gather_tokens_cpu));
   m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward_cpu));
 }
 #ifdef BUDGETPRUNE_CUDA
-STABLE_TORCH_LIBRARY_IMPL(budgetprune, CUDA, m) {
+BP_CUDA_KERNELS(m) {
   m.impl("gather_tokens", TORCH_BOX(&gather_tokens_cuda));
   m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward_cuda));
 }

@@ -206,7 +206,7 @@ u32* words_of(const std::optional<Tensor>& scratch) {
 std::tuple<Tensor, Tensor, Tensor> gumbel_topk_cuda(const Tensor& logits_in, const std::optional<Tensor>& keep_in,
                                                     int64_t max_keep, const Tensor& key_in, double tau,
                                                     std::string estimator, std::string noise, bool with_stats) {
-  const torch::stable::accelerator::DeviceGuard guard(logits_in.get_device_index());
+  const OnDeviceOf guard(logits_in);
   const auto [op, rows, per_row] = check(logits_in, key_in, max_keep, tau, estimator, noise);
   check_keep(keep_in, rows);
   const Tensor logits = torch::stable::contiguous(logits_in), key = torch::stable::contiguous(key_in);
@@ -226,7 +226,7 @@ std::tuple<Tensor, Tensor, Tensor> gumbel_topk_cuda(const Tensor& logits_in, con
 
 Tensor gumbel_topk_backward_cuda(const Tensor& grad_in, const Tensor& logits_in, const Tensor& key_in,
                                  const Tensor& stats_in, double tau, std::string estimator, std::string noise) {
-  const torch::stable::accelerator::DeviceGuard guard(logits_in.get_device_index());
+  const OnDeviceOf guard(logits_in);
   const auto [op, rows, per_row] = check(logits_in, key_in, 0, tau, estimator, noise);
   check_backward(grad_in, logits_in, stats_in);
   const Tensor grad = torch::stable::contiguous(grad_in), logits = torch::stable::contiguous(logits_in);
@@ -251,12 +251,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(budgetprune, m) {
   m.def("gumbel_topk_backward(Tensor grad, Tensor logits, Tensor key, Tensor stats, float tau, str estimator, "
         "str noise) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(budgetprune, CPU, m) {
+BP_CPU_KERNELS(m) {
   m.impl("gumbel_topk", TORCH_BOX(&gumbel_topk_cpu));
   m.impl("gumbel_topk_backward", TORCH_BOX(&gumbel_topk_backward_cpu));
 }
 #ifdef BUDGETPRUNE_CUDA
-STABLE_TORCH_LIBRARY_IMPL(budgetprune, CUDA, m) {
+BP_CUDA_KERNELS(m) {
   m.impl("gumbel_topk", TORCH_BOX(&gumbel_topk_cuda));
   m.impl("gumbel_topk_backward", TORCH_BOX(&gumbel_topk_backward_cuda));
 }

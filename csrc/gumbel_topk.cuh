@@ -139,14 +139,14 @@ BP_FN void gumbel_topk_row(const Team& team, const GumbelTopk& op, const T* logi
 template <typename T>
 __global__ void gumbel_topk_kernel(GumbelTopk op, const T* logits, const i32* keep, const i64* key, bool key_per_row,
                                    u32* scratch, T* gate, i32* kept, typename KeyOf<T>::Float* stats) {
-  extern __shared__ u32 shared_keys[];
+  BP_DYNAMIC_SHARED(shared_keys);
   __shared__ i32 counts[256], warp_sums[33];
   __shared__ double warp_totals[64];
   const i64 row = blockIdx.x, at = row * op.n;
   i32 k = keep ? keep[row] : op.kmax;
   k = k < 0 ? 0 : k > op.kmax ? op.kmax : k;
   gumbel_topk_row(BlockTeam{warp_sums, warp_totals}, op, logits + at, k, row_noise(key, key_per_row, row, op.n), counts,
-                  scratch ? scratch + at : shared_keys, gate + at, kept + row * op.kmax,
+                  scratch ? scratch + at : reinterpret_cast<u32*>(shared_keys), gate + at, kept + row * op.kmax,
                   stats ? stats + 2 * row : nullptr);
 }
 #endif

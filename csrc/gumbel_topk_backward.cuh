@@ -61,13 +61,13 @@ template <typename T>
 __global__ void gumbel_topk_backward_kernel(GumbelTopk op, const T* grad, const T* logits, const i64* key,
                                             bool key_per_row, const typename KeyOf<T>::Float* stats, u32* scratch,
                                             T* out) {
-  extern __shared__ u32 shared_bits[];
+  BP_DYNAMIC_SHARED(shared_bits);
   __shared__ i32 warp_sums[33];
   __shared__ double warp_totals[64];
   const i64 row = blockIdx.x, at = row * op.n;
   gumbel_topk_backward_row(BlockTeam{warp_sums, warp_totals}, op, grad + at, logits + at,
                            row_noise(key, key_per_row, row, op.n), stats + 2 * row,
-                           scratch ? scratch + at : shared_bits, out + at);
+                           scratch ? scratch + at : reinterpret_cast<u32*>(shared_bits), out + at);
 }
 #endif
 

@@ -4,6 +4,7 @@
 //   g++ / clang++   neither              host code, runs on the CPU
 //   nvcc            __CUDACC__           host and device code
 //   NVRTC (CuPy)    __CUDACC_RTC__ too   device code, no standard headers
+// A fourth, tests/simt, is g++ with both __CUDACC__ and BUDGETPRUNE_EMULATED: kernels run by an emulator.
 #pragma once
 
 #ifdef __CUDACC_RTC__
@@ -43,6 +44,13 @@ struct Accumulate<double> {
 #define BP_FN __host__ __device__ inline
 #else
 #define BP_FN inline
+#endif
+
+// The shared memory that a launch asked for, as bytes aligned to 16.
+#if defined(__CUDACC__) && !defined(BUDGETPRUNE_EMULATED)
+#define BP_DYNAMIC_SHARED(name)                                      \
+  extern __shared__ __align__(16) unsigned char dynamic_shared[];    \
+  unsigned char* const name = dynamic_shared
 #endif
 
 // Products and sums rounded one by one. A compiler that fuses them into an FMA on one device and

@@ -71,7 +71,7 @@ Tensor select_topk_cpu(const Tensor& scores_in, const std::optional<Tensor>& kee
 
 #ifdef BUDGETPRUNE_CUDA
 Tensor select_topk_cuda(const Tensor& scores_in, const std::optional<Tensor>& keep_in, int64_t max_keep) {
-  const torch::stable::accelerator::DeviceGuard guard(scores_in.get_device_index());
+  const OnDeviceOf guard(scores_in);
   Tensor kept = allocate(scores_in, keep_in, max_keep);
   if (kept.numel() == 0) return kept;
   const Tensor scores = torch::stable::contiguous(scores_in);
@@ -89,9 +89,9 @@ Tensor select_topk_cuda(const Tensor& scores_in, const std::optional<Tensor>& ke
 STABLE_TORCH_LIBRARY_FRAGMENT(budgetprune, m) {
   m.def("select_topk(Tensor scores, Tensor? keep, SymInt max_keep) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(budgetprune, CPU, m) { m.impl("select_topk", TORCH_BOX(&select_topk_cpu)); }
+BP_CPU_KERNELS(m) { m.impl("select_topk", TORCH_BOX(&select_topk_cpu)); }
 #ifdef BUDGETPRUNE_CUDA
-STABLE_TORCH_LIBRARY_IMPL(budgetprune, CUDA, m) { m.impl("select_topk", TORCH_BOX(&select_topk_cuda)); }
+BP_CUDA_KERNELS(m) { m.impl("select_topk", TORCH_BOX(&select_topk_cuda)); }
 #endif
 
 }  // namespace budgetprune

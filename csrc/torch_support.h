@@ -69,7 +69,28 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
   return t.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*t)) : std::nullopt;
 }
 
-#ifdef BUDGETPRUNE_CUDA
+// BP_CPU_KERNELS(m) { m.impl(...); } and BP_CUDA_KERNELS(m) { m.impl(...); } register an op's two implementations.
+// Emulated (tests/simt) the CUDA ones take CPU tensors.
+#ifdef BUDGETPRUNE_EMULATED
+#define BP_CPU_KERNELS(m) template <typename Library> [[maybe_unused]] void cpu_kernels_are_elsewhere(Library& m)
+#define BP_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(budgetprune, CPU, m)
+#else
+#define BP_CPU_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(budgetprune, CPU, m)
+#define BP_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(budgetprune, CUDA, m)
+#endif
+
+#ifdef BUDGETPRUNE_EMULATED
+struct OnDeviceOf {
+  explicit OnDeviceOf(const Tensor&) {}
+};
+inline void* current_cuda_stream(int) { return nullptr; }
+#elif defined(BUDGETPRUNE_CUDA)
+// Makes the tensor's device the current one for a while.
+struct OnDeviceOf {
+  torch::stable::accelerator::DeviceGuard guard;
+  explicit OnDeviceOf(const Tensor& t) : guard(t.get_device_index()) {}
+};
+
 // torch's current stream, found at run time: libtorch_cuda is never linked, so the same binary
 // imports on a CPU-only torch.
 inline void* current_cuda_stream(int device) {
@@ -82,7 +103,9 @@ inline void* current_cuda_stream(int device) {
   STD_TORCH_CHECK(getter && getter(device, &stream) == 0, "budgetprune: torch gave no CUDA stream");
   return stream;
 }
+#endif
 
+#ifdef BUDGETPRUNE_CUDA
 inline void check_launch(const char* op, int error) {
   STD_TORCH_CHECK(error == 0, op, ": kernel launch failed with CUDA error ", error,
                   error == 209 ? " (no code for this GPU in the binary: rebuild with TORCH_CUDA_ARCH_LIST, or set "

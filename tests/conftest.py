@@ -5,6 +5,14 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+if emulated := os.environ.get("BUDGETPRUNE_EMULATED"):  # a module built by tests/simt/build.py, in place of the real one
+    import importlib.util
+    import sys
+
+    spec = importlib.util.spec_from_file_location("budgetprune._C", emulated)
+    sys.modules["budgetprune._C"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["budgetprune._C"])
+
 import pytest
 import torch
 from tiny import make_llava
