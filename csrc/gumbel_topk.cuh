@@ -38,7 +38,12 @@ BP_FN void for_each_word(const Team& team, const RowNoise& at, i32 n, F f) {
     for (i32 j = 0; j < count; ++j) philox(at.seed, at.offset + first_block + b + u64(j), words + 4 * j);
     const i32 base = i32(i64(4 * (first_block + b)) - i64(at.first));  // below 0 where a row begins inside a block
     const i32 begin = base < 0 ? 0 : base, end = n - base < 4 * count ? n : base + 4 * count;
-    for (i32 i = begin; i < end; ++i) f(i, words[i - base]);
+    if constexpr (Team::batch == 1) {  // constant indices, so that the words stay in registers
+      for (i32 e = 0; e < 4; ++e)
+        if (begin <= base + e && base + e < end) f(base + e, words[e]);
+    } else {
+      for (i32 i = begin; i < end; ++i) f(i, words[i - base]);
+    }
   }
 }
 
@@ -135,17 +140,18 @@ BP_FN void gumbel_topk_row(const Team& team, const GumbelTopk& op, const T* logi
 }
 
 #ifdef __CUDACC__
-// One block per row. Keys live in `scratch` [rows, n], or in n words of dynamic shared memory where it is null.
+// One block per row, for rows that registers do not hold and for doubles. Keys live in `scratch` [rows, n], or in n words
+// of dynamic shared memory where it is null.
 template <typename T>
-__global__ void gumbel_topk_kernel(GumbelTopk op, const T* logits, const i32* keep, const i64* key, bool key_per_row,
-                                   u32* scratch, T* gate, i32* kept, typename KeyOf<T>::Float* stats) {
+__global__ void __launch_bounds__(1024, 1) gumbel_topk_kernel(GumbelTopk op, const T* logits, const i32* keep,
+                                                            const i64* key, bool key_per_row, u32* scratch, T* gate,
+                                                            i32* kept, typename KeyOf<T>::Float* stats) {
   BP_DYNAMIC_SHARED(shared_keys);
-  __shared__ i32 counts[256], warp_sums[33];
+  __shared__ i32 counts[256], warp_sums[32];
   __shared__ double warp_totals[64];
   const i64 row = blockIdx.x, at = row * op.n;
-  i32 k = keep ? keep[row] : op.kmax;
-  k = k < 0 ? 0 : k > op.kmax ? op.kmax : k;
-  gumbel_topk_row(BlockTeam{warp_sums, warp_totals}, op, logits + at, k, row_noise(key, key_per_row, row, op.n), counts,
+  gumbel_topk_row(BlockTeam{warp_sums, warp_totals}, op, logits + at, count_of(keep, row, op.kmax),
+                  row_noise(key, key_per_row, row, op.n), counts,
                   scratch ? scratch + at : reinterpret_cast<u32*>(shared_keys), gate + at, kept + row * op.kmax,
                   stats ? stats + 2 * row : nullptr);
 }

@@ -96,38 +96,43 @@ BP_FN V find_offset(i32 k, F sums) {
   return offset;
 }
 
-template <Estimator estimator, typename Team, typename T, typename V>
-BP_FN V solve_offset(const Team& team, const T* logits, i32 n, i32 k, V tau, V center, u32*) {
-  return find_offset<V>(k, [=](V offset, V& total, V& slope) {
-    team.sum(n, [=](i32 i, V& s, V& d) { inclusion<estimator>(V(logits[i]) / tau - center + offset, s, d); },
+template <Estimator estimator, typename Team>
+BP_FN double solve_offset(const Team& team, const double* logits, i32 n, i32 k, double tau, double center, u32*) {
+  return find_offset<double>(k, [=](double offset, double& total, double& slope) {
+    team.sum(n, [=](i32 i, double& s, double& d) { inclusion<estimator>(logits[i] / tau - center + offset, s, d); },
              total, slope);
   });
 }
 
-// The same root with exp(theta - center) taken once: a step of the offset multiplies it. `rates` is n words of scratch.
-// Beyond 80 a token is sure to be in wherever the offset lies, and at a rate of 88 it is.
+// exp(theta - center), taken once: a step of the offset multiplies it. Beyond 80 a token is sure to be in wherever the
+// offset lies, and at a rate of 88 it is.
+BP_FN float rate_of(float logit, float tau, float center) {
+  const float x = logit / tau - center;
+  return exp_of(x > 80.0f ? 80.0f : x);
+}
 template <Estimator estimator>
-BP_FN float solve_offset(const SerialTeam& team, const float* logits, i32 n, i32 k, float tau, float center,
-                         u32* rates) {
-  for (i32 i = 0; i < n; ++i) {
-    const float x = logits[i] / tau - center;
-    rates[i] = as_bits(exp_of(x > 80.0f ? 80.0f : x));
+BP_FN void inclusion_at_rate(float rate, float& s, float& d) {
+  if (estimator == Estimator::race) {
+    const float bounded = rate > 88.0f ? 88.0f : rate;
+    float left_out;
+    exp_and_complement(-bounded, left_out, s);
+    d = bounded * left_out;
+  } else {
+    const float bounded = rate > 1e30f ? 1e30f : rate, r = 1.0f / (1.0f + bounded);
+    s = bounded * r;
+    d = s * r;
   }
+}
+
+// The same root by rates; `rates` is n words of scratch.
+template <Estimator estimator, typename Team, typename T>
+BP_FN float solve_offset(const Team& team, const T* logits, i32 n, i32 k, float tau, float center, u32* rates) {
+  for (i32 i = team.rank(); i < n; i += team.size()) rates[i] = as_bits(rate_of(float(logits[i]), tau, center));
+  team.sync();
   return find_offset<float>(k, [=](float offset, float& total, float& slope) {
     const float scale = exp_of(offset);
-    team.sum(n, [=](i32 i, float& s, float& d) {
-      const float rate = as_float(rates[i]) * scale;
-      if (estimator == Estimator::race) {
-        const float bounded = rate > 88.0f ? 88.0f : rate;
-        float left_out;
-        exp_and_complement(-bounded, left_out, s);
-        d = bounded * left_out;
-      } else {
-        const float bounded = rate > 1e30f ? 1e30f : rate, r = 1.0f / (1.0f + bounded);
-        s = bounded * r;
-        d = s * r;
-      }
-    }, total, slope);
+    team.sum(n, [=](i32 i, float& s, float& d) { inclusion_at_rate<estimator>(as_float(rates[i]) * scale, s, d); },
+             total, slope);
   });
 }
 

@@ -66,6 +66,28 @@ BP_FN typename KeyOf<T>::Key key_of(T score) {
 BP_FN u32 key_of(u32 key) { return key; }
 BP_FN u64 key_of(u64 key) { return key; }
 
+// The highest digit that, with all higher ones, has at least `need` tokens; `need` becomes what is left for it.
+template <typename Team>
+BP_FN i32 digit_of_kth(const Team&, const i32* counts, i32& need) {
+  i32 digit = 255;
+  while (digit > 0 && counts[digit] < need) need -= counts[digit--];
+  return digit;
+}
+#ifdef __CUDACC__
+// Every warp of the block for itself: lane l has the eight digits from 255 - 8 l down.
+__device__ inline i32 digit_of_kth(const BlockTeam&, const i32* counts, i32& need) {
+  const i32 lane = threadIdx.x % 32, top = 255 - 8 * lane;
+  u32 own = 0, all;
+  for (i32 j = 0; j < 8; ++j) own += u32(counts[top - j]);
+  i32 left = need - i32(warp_before(own, all)), digit = top;
+  const u32 found = __ballot_sync(full_warp, left <= i32(own));
+  while (digit > top - 7 && counts[digit] < left) left -= counts[digit--];
+  const i32 from = found ? __ffs(i32(found)) - 1 : 31;
+  need = __shfl_sync(full_warp, left, from);
+  return __shfl_sync(full_warp, digit, from);
+}
+#endif
+
 // The k-th best key of a row, and in `need` how many tokens with exactly that key stay.
 // `counts` is 256 ints of scratch shared by the team. k must be at least 1.
 template <typename Team, typename T>
@@ -81,9 +103,7 @@ BP_FN typename KeyOf<T>::Key kth_key(const Team& team, const T* scores, i32 n, i
       if ((key & mask) == prefix) team.add(&counts[(key >> shift) & 255u], 1);
     }
     team.sync();
-    i32 digit = 255;  // every thread walks the same 256 counts, so all agree
-    while (digit > 0 && counts[digit] < need) need -= counts[digit--];
-    prefix |= Key(digit) << shift;
+    prefix |= Key(digit_of_kth(team, counts, need)) << shift;  // from the same 256 counts, so all agree
     mask |= Key(255) << shift;
     team.sync();
   }
@@ -131,6 +151,35 @@ BP_FN void compact(const Team& team, const T* scores, i32 n, i32, typename KeyOf
     written += keep_total;
   }
 }
+#ifdef __CUDACC__
+// For a block four tokens of each thread at a time, so that a row of 16384 takes four rounds. The two sums share a word.
+template <typename T>
+__device__ void compact(const BlockTeam& team, const T* scores, i32 n, i32, typename KeyOf<T>::Key kth, i32 need,
+                        i32* kept) {
+  i32 above_seen = 0, equal_seen = 0;
+  for (i32 base = 0; base < n; base += 4 * team.size()) {
+    const i32 first = base + 4 * team.rank();
+    bool above[4], equal[4];
+    u32 own = 0, all;
+    for (i32 j = 0; j < 4; ++j) {
+      const bool inside = first + j < n;
+      const auto key = inside ? key_of(scores[first + j]) : typename KeyOf<T>::Key(0);
+      above[j] = inside && key > kth;
+      equal[j] = inside && key == kth;
+      own += u32(above[j]) + (u32(equal[j]) << 16);
+    }
+    const u32 before = team.before(own, all);
+    i32 higher = above_seen + i32(before & 0xffffu), same = equal_seen + i32(before >> 16);
+    for (i32 j = 0; j < 4; ++j) {
+      if (above[j] || (equal[j] && same < need)) kept[higher + (same < need ? same : need)] = first + j;
+      higher += above[j];
+      same += equal[j];
+    }
+    above_seen += i32(all & 0xffffu);
+    equal_seen += i32(all >> 16);
+  }
+}
+#endif
 // For a team of one without a branch on the data: a position that is not kept is overwritten by the next one. Where
 // `need` is k the first k keys from kth on stay, and each position waits for one addition only.
 template <typename Key>
@@ -170,15 +219,21 @@ BP_FN typename KeyOf<T>::Key select_topk_row(const Team& team, const T* scores, 
   return kth;
 }
 
+// How many tokens of a row to keep, inside [0, kmax] whatever keep holds.
+BP_FN i32 count_of(const i32* keep, i64 row, i32 kmax) {
+  const i32 k = keep ? keep[row] : kmax;
+  return k < 0 ? 0 : k > kmax ? kmax : k;
+}
+
 #ifdef __CUDACC__
-// One block per row. Read by nvcc through select_topk.cu and by NVRTC directly.
+// One block per row, for rows that registers do not hold. Read by nvcc through select_topk.cu and by NVRTC directly.
 template <typename T>
-__global__ void select_topk_kernel(const T* scores, const i32* keep, i32 n, i32 kmax, i32* kept) {
-  __shared__ i32 counts[256], warp_sums[33];
+__global__ void __launch_bounds__(1024, 1) select_topk_kernel(const T* scores, const i32* keep, i32 n, i32 kmax,
+                                                            i32* kept) {
+  __shared__ i32 counts[256], warp_sums[32];
   const i64 row = blockIdx.x;
-  i32 k = keep ? keep[row] : kmax;
-  k = k < 0 ? 0 : k > kmax ? kmax : k;
-  select_topk_row(BlockTeam{warp_sums}, scores + row * n, n, k, kmax, counts, kept + row * kmax);
+  select_topk_row(BlockTeam{warp_sums}, scores + row * n, n, count_of(keep, row, kmax), kmax, counts,
+                  kept + row * kmax);
 }
 #endif
 
