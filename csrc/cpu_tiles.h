@@ -3,8 +3,8 @@
 // A right-hand matrix is packed in panels of `width` columns, so the inner loop reads memory in order
 // whatever its size: element (k, c) of a matrix with `depth` rows stands at
 // panels[c / width * depth * width + k * width + c % width], and columns are padded with zeros.
-// Here products and sums may fuse: FastV and PruMerge rank by such sums, so near ties may fall otherwise on another machine, so CPU and GPU need not
-// agree bit for bit.
+// Here products and sums may fuse, so CPU and GPU need not agree bit for bit: FastV and PruMerge rank by such sums, and
+// near ties may fall otherwise on another machine.
 #pragma once
 #include <limits>
 #include <vector>

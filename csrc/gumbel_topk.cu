@@ -12,7 +12,10 @@ namespace budgetprune {
 static constexpr i32 max_shared_tokens = 24576;
 bool gumbel_topk_needs_scratch(i32 n) { return n > max_shared_tokens; }
 
-static u32 threads_of(i32 n) { return n > longest_in_registers ? 1024 : 256; }
+template <typename T>
+static u32 threads_of(i32 n) {
+  return n > longest_in_registers ? widest_block<T> : 256;
+}
 
 template <typename T>
 static void run(const GumbelTopk& op, const void* logits_in, const i32* keep, const i64* key, bool key_per_row,
@@ -32,18 +35,21 @@ static void run(const GumbelTopk& op, const void* logits_in, const i32* keep, co
                    rows, gate, kept, static_cast<float*>(stats));
           });
   }
-  launch(gumbel_topk_kernel<T>, u32(rows), threads_of(op.n), scratch ? 0 : size_t(op.n) * sizeof(u32), stream, op,
+  launch(gumbel_topk_kernel<T>, u32(rows), threads_of<T>(op.n), scratch ? 0 : size_t(op.n) * sizeof(u32), stream, op,
          logits, keep, key, key_per_row, scratch, gate, kept, static_cast<typename KeyOf<T>::Float*>(stats));
 }
 
 int launch_gumbel_topk(DType dtype, const GumbelTopk& op, const void* logits, const i32* keep, const i64* key,
                        bool key_per_row, i64 rows, u32* scratch, void* gate, i32* kept, void* stats, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
+  const auto go = [&](auto zero) {
+    run<decltype(zero)>(op, logits, keep, key, key_per_row, rows, scratch, gate, kept, stats, s);
+  };
   switch (dtype) {
-    case DType::f32: run<float>(op, logits, keep, key, key_per_row, rows, scratch, gate, kept, stats, s); break;
-    case DType::f16: run<__half>(op, logits, keep, key, key_per_row, rows, scratch, gate, kept, stats, s); break;
-    case DType::bf16: run<__nv_bfloat16>(op, logits, keep, key, key_per_row, rows, scratch, gate, kept, stats, s); break;
-    case DType::f64: run<double>(op, logits, keep, key, key_per_row, rows, scratch, gate, kept, stats, s); break;
+    case DType::f32: go(float{}); break;
+    case DType::f16: go(__half{}); break;
+    case DType::bf16: go(__nv_bfloat16{}); break;
+    case DType::f64: go(double{}); break;
   }
   return cudaGetLastError();
 }
@@ -68,7 +74,7 @@ static void run_backward(const GumbelTopk& op, const void* grad_in, const void* 
           });
   }
   const bool shared = op.estimator == Estimator::softmax && !scratch;
-  launch(gumbel_topk_backward_kernel<T>, u32(rows), threads_of(op.n), shared ? size_t(op.n) * sizeof(u32) : 0, stream,
+  launch(gumbel_topk_backward_kernel<T>, u32(rows), threads_of<T>(op.n), shared ? size_t(op.n) * sizeof(u32) : 0, stream,
          op, grad, logits, key, key_per_row, static_cast<const typename KeyOf<T>::Float*>(stats), scratch, out);
 }
 

@@ -32,7 +32,7 @@ __device__ void draw_keys_of(const T* logits, const RowNoise& at, i32 first, i32
   }
 }
 
-// stats as inclusion_stats and softmax_stats of gumbel_topk.cuh give them. A thread's rates are 0 where it has no token.
+// stats as inclusion_stats and softmax_stats of gumbel_topk.cuh give them. Rates are 0 where a thread has no token.
 template <typename Group, i32 items, typename T>
 __device__ void stats_in_registers(const Group& group, const GumbelTopk& op, const T* logits, i32 first, i32 k, u32 kth,
                                    const u32 (&keys)[items], float* stats) {

@@ -5,7 +5,7 @@
 namespace budgetprune {
 
 // kernel<<<grid, block, shared_bytes, stream>>>(arguments...), each argument converted to its parameter's type. More
-// than 48 KB of shared memory must be asked for, once per kernel; asking is no work on the stream, so graphs capture it.
+// than 48 KB of shared memory must be asked for; asking is no work on the stream, so graphs capture it.
 template <typename... P, typename... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, A... arguments) {
   static_assert(sizeof...(P) == sizeof...(A));

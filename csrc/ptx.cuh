@@ -2,7 +2,7 @@
 //
 //   mma_16x8x16<T>(c, a, b)      c += a b on tensor cores, T half or bfloat16, sums in float
 //                                lane 4 g + t: c rows g (c[0], c[1]) and g + 8, columns 2 t and 2 t + 1;
-//                                a rows g (a[0], a[2]) and g + 8 (a[1], a[3]), columns 2 t (+1), and 8 more in a[2], a[3];
+//                                a rows g (a[0], a[2]) and g + 8 (a[1], a[3]), columns 2 t (+1), in a[2], a[3] 8 more;
 //                                b column g, rows 2 t (+1) in b[0] and 8 more in b[1]
 //   ldmatrix_x4(r, row)          four 8x8 matrices of 16-bit numbers from shared memory: lane 8 i + j names row j of
 //                                matrix i (16 bytes, aligned); r[i]: row g, columns 2 t and 2 t + 1 of matrix i

@@ -152,7 +152,7 @@ BP_FN void compact(const Team& team, const T* scores, i32 n, i32, typename KeyOf
   }
 }
 #ifdef __CUDACC__
-// For a block four tokens of each thread at a time, so that a row of 16384 takes four rounds. The two sums share a word.
+// For a block four tokens of each thread at a time: a row of 16384 takes four rounds. The two sums share a word.
 template <typename T>
 __device__ void compact(const BlockTeam& team, const T* scores, i32 n, i32, typename KeyOf<T>::Key kth, i32 need,
                         i32* kept) {
