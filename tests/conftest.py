@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-if emulated := os.environ.get("BUDGETPRUNE_EMULATED"):  # a module built by tests/simt/build.py, in place of the real one
+if emulated := os.environ.get("BUDGETPRUNE_EMULATED"):  # a module that tests/simt/build.py made, in place of the real
     import importlib.util
     import sys
 

@@ -9,7 +9,7 @@ inline int failures = 0;
     if (!(condition)) {                                                   \
       ++failures;                                                         \
       std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition);         \
-      std::printf(__VA_ARGS__);                                           \
+      std::printf(" " __VA_ARGS__);                                       \
       std::printf("\n");                                                  \
     }                                                                     \
   } while (0)

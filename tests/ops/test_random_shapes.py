@@ -79,8 +79,8 @@ def test_gumbel_topk_keeps_the_same_tokens_for_random_shapes(block, device):
         told = seed, tuple(logits.shape), logits.dtype, estimator, noise
         assert torch.equal(kept.cpu(), expected_kept), told
         assert torch.equal(gate.detach().cpu(), expected.detach()), told
-        # Of the row's largest gradient, or of a hundredth of what one undecided token would have: where all are decided,
-        # sums that cancel leave the rounding of their terms.
+        # Of the row's largest gradient, or of a hundredth of what one undecided token would have: where all are
+        # decided, sums that cancel leave the rounding of their terms.
         scale = expected_grad.double().abs().amax(1, keepdim=True).clamp_min(1e-2 / tau)
         # nu is found to a millionth of K; with one token undecided among hundreds its derivative moves by a thousandth.
         tolerance = {torch.float64: 1e-6, torch.bfloat16: 2e-2}.get(logits.dtype, 5e-3)

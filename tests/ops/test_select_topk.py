@@ -126,6 +126,7 @@ def test_select_topk_names_the_bad_argument(scores, keep, options, error, words)
         select_topk(scores, keep, **options)
 
 
+@pytest.mark.cpu_values
 def test_select_topk_refuses_a_count_above_max_keep_inside_a_tensor():
     with pytest.raises((RuntimeError, IndexError)):
         _op(torch.zeros(2, 3), torch.tensor([1, 3], dtype=torch.int32), 2)

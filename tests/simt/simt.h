@@ -38,7 +38,7 @@ constexpr size_t max_shared = 227 * 1024, stack_size = 128 * 1024;
 // number, so nobody overwrites what another has not read.
 struct Meeting {
   std::atomic<uint32_t> mask{0}, arrived{0}, generation{0};
-  const void* kind[2] = {};
+  const void* kind[2] = {};  // which collective the first to come called
   alignas(16) unsigned char in[2][warp_size][64], out[2][warp_size][16];
   Meeting() {}  // `in` and `out` stay as they are: most kernels use one meeting of four
 };
@@ -77,7 +77,7 @@ struct Block {
   std::vector<Warp> warps;
   std::atomic<unsigned> alive{0}, arrived{0}, generation{0}, votes[2] = {};
   unsigned char* shared = nullptr;
-  bool progress = false;
+  std::atomic<bool> progress{false};
 };
 
 inline thread_local Thread* current = nullptr;
@@ -143,7 +143,7 @@ inline unsigned barrier(bool vote = false) {
 
 // All lanes of `mask` bring `value`; the last to come runs act(in, out), arrays by lane; returns out of this lane.
 template <typename Out, typename In, typename Act>
-Out meet(uint32_t mask, const In& value, const void* kind, Act act) {
+Out meet(uint32_t mask, const In& value, [[maybe_unused]] const void* kind, Act act) {
   static_assert(sizeof(In) <= 64 && sizeof(Out) <= 16);
   const unsigned lane = current->lane();
   if (!(mask >> lane & 1u)) fail("a lane is not in the mask of the collective it calls");
@@ -152,8 +152,8 @@ Out meet(uint32_t mask, const In& value, const void* kind, Act act) {
   const unsigned side = generation & 1;
   std::memcpy(m.in[side][lane], &value, sizeof value);
   const uint32_t before = m.arrived.fetch_add(1);
+#ifndef SIMT_THREADS  // fibers meet in a known order
   if (before == 0) m.kind[side] = kind;
-#ifndef SIMT_THREADS
   if (m.kind[side] != kind) fail("lanes of a warp met in different collectives");
 #endif
   if (before + 1 == uint32_t(__builtin_popcount(mask))) {
