@@ -76,14 +76,11 @@ BP_FN void draw_noise(const Team& team, const RowNoise& at, i32 n, Noise kind, u
   }
 }
 
-// stats of the softmax of z / tau, z(i) being logits + noise.
-template <typename Team, typename V, typename F>
-BP_FN void softmax_stats(const Team& team, i32 n, V tau, V* stats, F z) {
+// stats of the softmax of z / tau, z(i) being logits + noise and key(i) the key of that.
+template <typename Team, typename V, typename F, typename G>
+BP_FN void softmax_stats(const Team& team, i32 n, V tau, V* stats, F z, G key) {
   typename KeyOf<V>::Key top = 0;
-  for (i32 i = team.rank(); i < n; i += team.size()) {
-    const auto key = radix_key(z(i));
-    top = key > top ? key : top;
-  }
+  for (i32 i = team.rank(); i < n; i += team.size()) top = key(i) > top ? key(i) : top;
   const V shift = float_of(team.max(top));
   V total, unused;
   team.sum(n, [=](i32 i, V& p, V& zero) { p = exp_of((z(i) - shift) / tau), zero = 0; }, total, unused);
@@ -127,12 +124,14 @@ BP_FN void gumbel_topk_row(const Team& team, const GumbelTopk& op, const T* logi
   if (!stats) return;
   if (op.estimator == Estimator::softmax) {
     if constexpr (sizeof(V) == sizeof(u32)) {  // the keys are those of logits + noise
-      softmax_stats(team, op.n, V(op.tau), stats, [=](i32 i) { return float_of(keys[i]); });
+      softmax_stats(team, op.n, V(op.tau), stats, [=](i32 i) { return float_of(keys[i]); },
+                    [=](i32 i) { return keys[i]; });
     } else {
       team.sync();
       draw_noise(team, at, op.n, op.noise, keys);
       team.sync();
-      softmax_stats(team, op.n, V(op.tau), stats, [=](i32 i) { return V(logits[i]) + V(as_float(keys[i])); });
+      const auto z = [=](i32 i) { return V(logits[i]) + V(as_float(keys[i])); };
+      softmax_stats(team, op.n, V(op.tau), stats, z, [=](i32 i) { return radix_key(z(i)); });
     }
   } else {
     inclusion_stats(team, logits, keys, k, float_of(kth), op, stats);

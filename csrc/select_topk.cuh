@@ -123,11 +123,9 @@ BP_FN Key kth_key(const SerialTeam&, const Key* keys, i32 n, i32 k, i32*, i32& n
     for (i32 i = 0; i < n; ++i) count += keys[i] >= middle;
     if (count >= k) low = middle, left = count;
   }
-  Key kth = ~Key(0);
-  for (i32 i = 0; i < n; ++i) {
-    const Key key = keys[i] < low ? ~Key(0) : keys[i];
-    kth = key < kth ? key : kth;
-  }
+  Key kth = ~Key(0);  // the lowest key from `low` on, which lower keys wrap around to lie above
+  for (i32 i = 0; i < n; ++i) kth = Key(keys[i] - low) < kth ? Key(keys[i] - low) : kth;
+  kth += low;
   need = k;
   if (left > k)
     for (i32 i = 0; i < n; ++i) need -= keys[i] > kth;
