@@ -24,7 +24,7 @@ def padded(x, kept):
 
 
 def padded_reference(x, kept):
-    return gather_tokens_reference(x, kept, PREFIX, False, 0)
+    return gather_tokens_reference(x, kept, None, PREFIX, False, 0)
 
 
 def packed(x, kept, total):
@@ -33,7 +33,7 @@ def packed(x, kept, total):
 
 
 def packed_reference(x, kept, total):
-    tokens, positions, _, cu_seqlens = gather_tokens_reference(x, kept, PREFIX, True, total)
+    tokens, positions, _, cu_seqlens = gather_tokens_reference(x, kept, None, PREFIX, True, total)
     return tokens, positions, cu_seqlens
 
 

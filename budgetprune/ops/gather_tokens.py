@@ -1,11 +1,12 @@
 """The rows of x at the kept positions, and what attention asks of them: positions, mask, cu_seqlens."""
 
+import inspect
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._checks import check_like
+from ._checks import FLOATS, check_float, check_like
 from ._native import provide
 
 
@@ -19,9 +20,16 @@ class Gathered(NamedTuple):
     max_length: int  # S
 
 
+def _gated(x, gate, prefix):
+    """x times the gate, in the gate's precision; the prefix as it is."""
+    full = torch.nn.functional.pad(gate, (prefix, 0), value=1.0)
+    return (x.to(gate.dtype) * full[..., None]).to(x.dtype)
+
+
 def gather_tokens_reference(
-    x: Tensor, kept: Tensor, prefix: int, packed: bool, total: int
+    x: Tensor, kept: Tensor, gate: Tensor | None, prefix: int, packed: bool, total: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = x if gate is None else _gated(x, gate, prefix)
     first = torch.arange(prefix, dtype=torch.int32, device=x.device).expand(x.shape[0], -1)
     rows = torch.cat([first, torch.where(kept >= 0, kept + prefix, -1)], 1)
     mask = rows >= 0
@@ -50,14 +58,25 @@ def gather_tokens_backward_reference(
     return dx.scatter(1, target[..., None].expand_as(grad), grad)[:, :rows].contiguous()
 
 
-_op = provide("gather_tokens(Tensor x, Tensor kept, int prefix, bool packed, SymInt total)"
+def gather_tokens_gated_backward_reference(
+    grad: Tensor, x: Tensor, kept: Tensor, gate: Tensor, cu_seqlens: Tensor, prefix: int, packed: bool
+) -> tuple[Tensor, Tensor]:
+    rows = gather_tokens_backward_reference(grad, kept, cu_seqlens, prefix, x.shape[1], packed)
+    dgate = (rows.to(gate.dtype) * x.to(gate.dtype)).sum(2)[:, prefix:].contiguous()
+    return _gated(rows, gate, prefix), dgate
+
+
+_op = provide("gather_tokens(Tensor x, Tensor kept, Tensor? gate, int prefix, bool packed, SymInt total)"
               " -> (Tensor tokens, Tensor positions, Tensor mask, Tensor cu_seqlens)", gather_tokens_reference)
 _backward = provide("gather_tokens_backward(Tensor grad, Tensor kept, Tensor cu_seqlens, int prefix, SymInt rows,"
                     " bool packed) -> Tensor", gather_tokens_backward_reference)
+_gated_backward = provide("gather_tokens_gated_backward(Tensor grad, Tensor x, Tensor kept, Tensor gate, "
+                          "Tensor cu_seqlens, int prefix, bool packed) -> (Tensor dx, Tensor dgate)",
+                          gather_tokens_gated_backward_reference)
 
 
 @torch.library.register_fake("budgetprune::gather_tokens")
-def _(x, kept, prefix, packed, total):
+def _(x, kept, gate, prefix, packed, total):
     shape = (total,) if packed else (x.shape[0], prefix + kept.shape[1])
     mask = (0,) if packed else shape
     return (x.new_empty((*shape, x.shape[2])), kept.new_empty(shape), kept.new_empty(mask, dtype=torch.bool),
@@ -69,17 +88,24 @@ def _(grad, kept, cu_seqlens, prefix, rows, packed):
     return grad.new_empty((kept.shape[0], rows, grad.shape[-1]))
 
 
+@torch.library.register_fake("budgetprune::gather_tokens_gated_backward")
+def _(grad, x, kept, gate, cu_seqlens, prefix, packed):
+    return x.new_empty(x.shape), gate.new_empty(gate.shape)
+
+
 def _batched(info, tensor, dim):
     """[V, ...] from a tensor that vmap maps over `dim`, or that all maps share."""
     return tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
 @torch.library.register_vmap("budgetprune::gather_tokens")
-def _(info, dims, x, kept, prefix, packed, total):
+def _(info, dims, x, kept, gate, prefix, packed, total):
     if packed:
         raise NotImplementedError("gather_tokens: packed tokens have no vmap, their lengths differ; gather padded")
     x, kept = _batched(info, x, dims[0]), _batched(info, kept, dims[1])
-    *outputs, cu_seqlens = _op(x.flatten(0, 1), kept.flatten(0, 1), prefix, False, 0)
+    if gate is not None:
+        gate = _batched(info, gate, dims[2]).flatten(0, 1)
+    *outputs, cu_seqlens = _op(x.flatten(0, 1), kept.flatten(0, 1), gate, prefix, False, 0)
     outputs = [t.unflatten(0, x.shape[:2]) for t in outputs]
     starts = torch.arange(info.batch_size, device=x.device)[:, None] * x.shape[1]
     cu_seqlens = cu_seqlens[starts + torch.arange(x.shape[1] + 1, device=x.device)] - cu_seqlens[starts]
@@ -96,12 +122,22 @@ def _(info, dims, grad, kept, cu_seqlens, prefix, rows, packed):
     return dx.unflatten(0, kept.shape[:2]), 0
 
 
+@torch.library.register_vmap("budgetprune::gather_tokens_gated_backward")
+def _(info, dims, grad, x, kept, gate, cu_seqlens, prefix, packed):
+    if packed:
+        raise NotImplementedError("gather_tokens: packed tokens have no vmap, their lengths differ; gather padded")
+    grad, x, kept, gate = (_batched(info, t, d).flatten(0, 1) for t, d in zip((grad, x, kept, gate), dims))
+    unused = kept.new_zeros(kept.shape[0] + 1)  # padded gradients need no starts
+    out = _gated_backward(grad, x, kept, gate, unused, prefix, False)
+    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in out), (0, 0)
+
+
 class _GatherTokens(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x, kept, prefix, packed, total):
-        return _op(x, kept, prefix, packed, total)
+        return _op(x, kept, None, prefix, packed, total)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -134,8 +170,37 @@ class _ScatterTokens(torch.autograd.Function):
         return _GatherTokens.apply(grad, *ctx.saved_tensors, *ctx.rest)[0], None, None, None, None, None, None
 
 
+class _GatherGated(torch.autograd.Function):
+    """The gather times a gate, differentiable once."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, kept, gate, prefix, packed, total):
+        return _op(x, kept, gate, prefix, packed, total)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, kept, gate, ctx.prefix, ctx.packed, _ = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(x, kept, gate, output[3])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, *_):
+        x, kept, gate, cu_seqlens = ctx.saved_tensors
+        dx, dgate = _gated_backward(grad, x, kept, gate, cu_seqlens, ctx.prefix, ctx.packed)
+        return dx, None, dgate, None, None, None
+
+
+# apply() asks for the signature in every call, which takes longer than a small gather; here it is kept.
+for _function in (_GatherTokens, _ScatterTokens, _GatherGated):
+    _function.forward.__signature__ = inspect.signature(_function.forward)
+
+
 def gather_tokens(
-    x: Tensor, kept: Tensor, *, prefix: int = 0, packed: bool = False, total: int | None = None
+    x: Tensor, kept: Tensor, *, gate: Tensor | None = None, prefix: int = 0, packed: bool = False,
+    total: int | None = None
 ) -> Gathered:
     """The first P rows and the kept rows of each sample, padded or packed, with positions, mask and cu_seqlens.
 
@@ -143,6 +208,8 @@ def gather_tokens(
         x: [B, P + N, C], any dtype and strides.
         kept: [B, Kmax] int32, strictly ascending, counted after the prefix, padded with -1 at the end; as select_topk
             and gumbel_topk give it.
+        gate: [B, N] float or None. Each kept token is multiplied by its gate, as features are gated straight-through;
+            the prefix is not. Rounded once, from float32 (float64 for float64 x, which must be floating then).
         prefix: P, rows that always stay, such as a CLS token.
         packed: False: tokens [B, P + Kmax, C], padding rows 0. True: tokens [sum, C] without padding, for variable
             length attention by cu_seqlens and max_length.
@@ -159,6 +226,7 @@ def gather_tokens(
             On a GPU positions are clamped and a wrong `total` cuts off or pads: memory stays safe, tokens may be wrong.
 
     Gradient for float `x`, any order: each row of dX is written once, by the inverse map, with no zero fill before.
+    With `gate`, first order: dX = gate dY, and dgate is dY . x of a kept token, 0 of a dropped one, in the same pass.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
@@ -175,7 +243,14 @@ def gather_tokens(
         raise ValueError(f"total must be None unless packed, got {total}")
     if packed and total is None:
         total = x.shape[0] * prefix + int((kept >= 0).sum())
-    arguments = (x, kept, prefix, bool(packed), total or 0)
-    wants_grad = torch.is_grad_enabled() and x.requires_grad
-    tokens, positions, mask, cu_seqlens = _GatherTokens.apply(*arguments) if wants_grad else _op(*arguments)
+    rest = (prefix, bool(packed), total or 0)
+    if gate is not None:
+        check_float("x", x, "B P+N C")
+        check_like("gate", gate, (x.shape[0], x.shape[1] - prefix), FLOATS, x.device)
+        gate = gate.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    if torch.is_grad_enabled() and (x.requires_grad or (gate is not None and gate.requires_grad)):
+        outputs = _GatherTokens.apply(x, kept, *rest) if gate is None else _GatherGated.apply(x, kept, gate, *rest)
+    else:
+        outputs = _op(x, kept, gate, *rest)
+    tokens, positions, mask, cu_seqlens = outputs
     return Gathered(tokens, positions, None if packed else mask, cu_seqlens, prefix + kept.shape[1])

@@ -5,6 +5,7 @@ import torch
 
 from budgetprune.ops import _native, gather_tokens, select_topk
 from budgetprune.ops.gather_tokens import gather_tokens_backward_reference, gather_tokens_reference
+from budgetprune.plan import TokenPlan
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
@@ -124,8 +125,8 @@ def test_gather_tokens_reads_any_strides(packed):
 def test_gather_tokens_equals_the_reference(B, N, C, K, prefix, packed):
     x, kept = case(B, N, C, K, prefix)
     total = B * prefix + int((kept >= 0).sum())
-    got = torch.ops.budgetprune.gather_tokens(x, kept, prefix, packed, total)
-    want = gather_tokens_reference(x, kept, prefix, packed, total)
+    got = torch.ops.budgetprune.gather_tokens(x, kept, None, prefix, packed, total)
+    want = gather_tokens_reference(x, kept, None, prefix, packed, total)
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(got, want))
     grad = torch.randn_like(got[0])
     arguments = (grad, kept, got[3], prefix, prefix + N, packed)
@@ -139,7 +140,7 @@ def test_gather_tokens_copies_every_dtype_exactly(dtype):
     out = gather_tokens(x, kept, prefix=1)
     assert out.tokens.dtype == dtype
     assert torch.equal(out.tokens[out.mask], gather_tokens(x, kept, prefix=1, packed=True).tokens)
-    assert torch.equal(out.tokens, gather_tokens_reference(x, kept, 1, False, 0)[0])
+    assert torch.equal(out.tokens, gather_tokens_reference(x, kept, None, 1, False, 0)[0])
 
 
 def test_gather_tokens_copies_nan_and_infinity():
@@ -174,8 +175,8 @@ def test_gather_tokens_passes_opcheck():
     x, kept = case(3, 20, 8, 7, 1)
     for packed in (False, True):
         total = 3 + int((kept >= 0).sum())
-        torch.library.opcheck(torch.ops.budgetprune.gather_tokens.default, (x, kept, 1, packed, total))
-        tokens, _, _, cu_seqlens = torch.ops.budgetprune.gather_tokens(x, kept, 1, packed, total)
+        torch.library.opcheck(torch.ops.budgetprune.gather_tokens.default, (x, kept, None, 1, packed, total))
+        tokens, _, _, cu_seqlens = torch.ops.budgetprune.gather_tokens(x, kept, None, 1, packed, total)
         torch.library.opcheck(torch.ops.budgetprune.gather_tokens_backward.default,
                               (tokens.clone(), kept, cu_seqlens, 1, 21, packed))
 
@@ -223,9 +224,74 @@ def test_gather_tokens_needs_no_graph_without_grad():
         assert gather_tokens(x.requires_grad_(), kept).tokens.grad_fn is None
 
 
+# --------------------------------------------------------------------------------------------------- gates
+
+def test_a_gate_multiplies_kept_tokens_and_leaves_the_prefix():
+    gate = torch.tensor([[1.0, 0.5, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    out = gather_tokens(X, kept_of([1, 2], [2, -1]), gate=gate, prefix=1)
+    assert out.tokens.flatten(1).tolist() == [[0, 1, 6], [5, 8, 0]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("B, N, C, K, prefix", [(3, 20, 8, 9, 1), (2, 70, 33, 40, 0), (1, 5, 520, 5, 2),
+                                                (2, 40, 1, 1, 0)])
+def test_a_gate_gives_the_gradient_of_a_product_before_the_gather(B, N, C, K, prefix, dtype, packed):
+    x, kept = case(B, N, C, K, prefix, dtype)
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    gate = torch.rand(B, N).to(kind)
+    leaves = x.clone().requires_grad_(), gate.clone().requires_grad_()
+    out = gather_tokens(leaves[0], kept, gate=leaves[1], prefix=prefix, packed=packed).tokens
+    upstream = torch.randn(out.shape).to(dtype)
+    grads = torch.autograd.grad(out, leaves, upstream)
+    exact = x.double().requires_grad_(), gate.double().requires_grad_()
+    full = torch.nn.functional.pad(exact[1], (prefix, 0), value=1.0)
+    expected = gather_tokens(exact[0] * full[..., None], kept, prefix=prefix, packed=packed).tokens
+    wanted = torch.autograd.grad(expected, exact, upstream.double())
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), expected.detach(), rtol=2 * eps, atol=1e-7)
+    torch.testing.assert_close(grads[0].double(), wanted[0], rtol=2 * eps, atol=1e-7)
+    torch.testing.assert_close(grads[1].double(), wanted[1], rtol=1e-5, atol=1e-5 * C)
+    assert not grads[1][~TokenPlan(kept).mask(N)].any()  # a dropped token's gate: exactly 0
+
+
+def test_a_gate_reads_any_strides():
+    x, kept = case(3, 20, 8, 9, 1)
+    gate = torch.rand(20, 3).t()
+    expected = gather_tokens(x, kept, gate=gate.contiguous(), prefix=1).tokens
+    wide = torch.randn(3, 25, 16)
+    wide[:, 4:, :8] = x
+    assert torch.equal(gather_tokens(wide[:, 4:, :8], kept, gate=gate, prefix=1).tokens, expected)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_gate_passes_gradcheck_opcheck_vmap_and_compilation(packed):
+    x, kept = case(2, 9, 5, 4, 1, torch.float64)
+    gate = torch.rand(2, 9, dtype=torch.float64, requires_grad=True)
+    x.requires_grad_()
+    torch.autograd.gradcheck(lambda x, g: gather_tokens(x, kept, gate=g, prefix=1, packed=packed).tokens, (x, gate))
+    total = int((kept >= 0).sum()) + 2
+    torch.library.opcheck(torch.ops.budgetprune.gather_tokens.default,
+                          (x.detach(), kept, gate.detach(), 1, packed, total if packed else 0))
+    out = gather_tokens(x.detach(), kept, gate=gate.detach(), prefix=1, packed=packed)
+    torch.library.opcheck(torch.ops.budgetprune.gather_tokens_gated_backward.default, (
+        out.tokens, x.detach(), kept, gate.detach(), out.cu_seqlens, 1, packed))
+    compiled = torch.compile(lambda x, g: gather_tokens(x * 2, kept, gate=g, prefix=1, packed=packed,
+                                                        total=total if packed else None).tokens.sum(),
+                             backend="aot_eager", fullgraph=True)
+    got = torch.autograd.grad(compiled(x, gate), (x, gate))
+    want = torch.autograd.grad(gather_tokens(x * 2, kept, gate=gate, prefix=1, packed=packed).tokens.sum(), (x, gate))
+    torch.testing.assert_close(got, want)
+    if not packed:
+        many = torch.stack([x.detach(), -x.detach()])
+        mapped = torch.vmap(lambda x: gather_tokens(x, kept, gate=gate.detach(), prefix=1).tokens)(many)
+        assert torch.equal(mapped[1], gather_tokens(many[1], kept, gate=gate.detach(), prefix=1).tokens)
+
+
 # --------------------------------------------------------------------------------------------------- bad input
 
 @needs_kernels
+@pytest.mark.cpu_values
 @pytest.mark.parametrize("row, words", [([0, 5], "must be in"), ([-2, 1], "must be in"), ([1, 1], "ascend"),
                                         ([3, 2], "ascend"), ([-1, 2], "only at the end")])
 def test_gather_tokens_refuses_positions_that_are_no_plan(row, words):
@@ -247,7 +313,11 @@ def test_gather_tokens_refuses_positions_that_are_no_plan(row, words):
     ((X, kept_of([0], [1])), {"prefix": 6}, ValueError, "prefix must be"),
     ((X, kept_of([0], [1])), {"prefix": -1}, ValueError, "prefix must be"),
     ((X, kept_of([0], [1])), {"total": 2}, ValueError, "total must be None"),
-    ((X, kept_of([0], [-1])), {"packed": True, "total": 2}, RuntimeError, "total must be the number of tokens, 1"),
+    pytest.param((X, kept_of([0], [-1])), {"packed": True, "total": 2}, RuntimeError,
+                 "total must be the number of tokens, 1", marks=pytest.mark.cpu_values),
+    ((X, kept_of([0], [1])), {"gate": torch.ones(2, 4)}, ValueError, "gate must have shape"),
+    ((X, kept_of([0], [1])), {"gate": torch.ones(2, 5).int()}, TypeError, "gate must be"),
+    ((X.int(), kept_of([0], [1])), {"gate": torch.ones(2, 5)}, TypeError, "x must be float32"),
     ((X, kept_of([0], [1])), {"packed": True, "total": -2}, RuntimeError, "total must be"),
 ])
 def test_gather_tokens_names_what_is_wrong(arguments, change, error, words):
@@ -256,6 +326,7 @@ def test_gather_tokens_names_what_is_wrong(arguments, change, error, words):
 
 
 @needs_kernels
+@pytest.mark.cpu_values
 def test_gather_tokens_op_guards_memory_when_called_directly():
     backward = torch.ops.budgetprune.gather_tokens_backward
     kept, starts = kept_of([0, 1], [2, -1]), torch.tensor([0, 2, 3], dtype=torch.int32)
