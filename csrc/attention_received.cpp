@@ -9,8 +9,9 @@
 
 namespace budgetprune {
 
-int launch_attention_received(DType dtype, const void* q, const void* k, const bool* mask, i32 rows, const i64* n,
-                              i64 chunks, double scale, void* scratch, void* parts, void* scores, void* stream);
+int launch_attention_received(DType dtype, const ReceivedShape& n, const void* q, const void* k, const bool* mask,
+                              i32 rows, i64 chunks, double scale, void* scratch, void* parts, void* scores,
+                              void* stream);
 
 namespace {
 
@@ -38,6 +39,8 @@ Shape check(const Tensor& q, const Tensor& k, const std::optional<Tensor>& mask)
   STD_TORCH_CHECK(n.kv_heads > 0 && n.heads > 0 && n.heads % n.kv_heads == 0 && n.queries > 0,
                   "attention_received: H must be a positive multiple of Hkv, and Q positive; got ", n.heads, ", ",
                   n.kv_heads, " and ", n.queries);
+  STD_TORCH_CHECK(n.keys < (int64_t(1) << 31) && n.queries < (int64_t(1) << 31),
+                  "attention_received: N and Q must be below 2^31");
   STD_TORCH_CHECK(!mask || (mask->dim() == 2 && mask->size(0) == n.batch && mask->size(1) == n.keys &&
                             mask->scalar_type() == ScalarType::Bool),
                   "attention_received: mask must be bool [B, N]");
@@ -131,6 +134,9 @@ void received(const Tensor& q, const Tensor& k, const bool* mask, const Shape& n
   });
 }
 
+}  // namespace
+
+// Also called by fastv_select.cpp.
 Tensor attention_received_cpu(const Tensor& q_in, const Tensor& k_in, std::string rows,
                               const std::optional<Tensor>& mask_in, double scale) {
   const Shape n = check(q_in, k_in, mask_in);
@@ -152,27 +158,36 @@ Tensor attention_received_cpu(const Tensor& q_in, const Tensor& k_in, std::strin
   return scores;
 }
 
+namespace {
+
 #ifdef BUDGETPRUNE_CUDA
 Tensor attention_received_cuda(const Tensor& q_in, const Tensor& k_in, std::string rows,
                                const std::optional<Tensor>& mask_in, double scale) {
   const OnDeviceOf guard(q_in);
   const Shape n = check(q_in, k_in, mask_in);
   const QueryRows which = rows_named(rows);
-  STD_TORCH_CHECK(n.d <= 6000, "attention_received: on CUDA D must be at most 6000, got ", n.d);  // shared memory
+  const bool all = which == QueryRows::all;
+  // Shared memory of the plain kernel, and of the sums over heads.
+  STD_TORCH_CHECK(n.d <= 6000 && n.heads <= 3000, "attention_received: on CUDA D must be at most 6000 and H 3000, got ",
+                  n.d, " and ", n.heads);
   const Tensor scores = empty_scores(q_in, {n.batch, n.keys});
   if (scores.numel() == 0) return scores;
-  // A block takes about 32 queries of a head: enough blocks, and parts 1/32 of the attention matrix.
-  const i64 chunks = which == QueryRows::all ? (n.queries + 31) / 32 : 1;
-  const Tensor scratch = empty_scores(q_in, {n.batch, n.heads * chunks, n.keys});
-  const Tensor parts = empty_scores(q_in, {n.batch, n.heads * chunks, n.keys});
-  const Tensor q = torch::stable::contiguous(q_in), k = torch::stable::contiguous(k_in);
+  const Tensor q = all ? torch::stable::contiguous(q_in) : contiguous_rows(q_in);
+  const Tensor k = all ? torch::stable::contiguous(k_in) : contiguous_rows(k_in);
   const auto mask = contiguous(mask_in);
-  const i64 sizes[] = {n.batch, n.heads, n.kv_heads, n.queries, n.keys, n.d};
+  const ReceivedShape shape{n.batch, n.heads, n.kv_heads, n.queries, n.keys, n.d,
+                            {q.stride(0), q.stride(1), q.stride(2)}, {k.stride(0), k.stride(1), k.stride(2)}};
+  // All rows without tensor cores: a block takes 32 queries of a head, and parts are 1/32 of the attention matrix.
+  const bool tensor_cores = q.element_size() == 2 && n.d % 8 == 0 && n.d <= 128;
+  const i64 chunks = all && !tensor_cores ? (n.queries + 31) / 32 : 1;
+  const i64 width = std::max(n.keys, tensor_cores ? n.queries : 0);
+  const Tensor scratch = empty_scores(q_in, {n.batch, n.heads * chunks, width});
+  const Tensor parts = empty_scores(q_in, {n.batch, n.heads * chunks, all ? n.keys : 2 * shape.splits()});
   check_launch("attention_received",
-               launch_attention_received(dtype_of(q), q.const_data_ptr(), k.const_data_ptr(), data_or_null<bool>(mask),
-                                         i32(which), sizes, chunks, scale, scratch.mutable_data_ptr(),
-                                         parts.mutable_data_ptr(), scores.mutable_data_ptr(),
-                                         current_cuda_stream(q.get_device_index())));
+               launch_attention_received(dtype_of(q), shape, q.const_data_ptr(), k.const_data_ptr(),
+                                         data_or_null<bool>(mask), i32(which), chunks, scale,
+                                         scratch.mutable_data_ptr(), parts.mutable_data_ptr(),
+                                         scores.mutable_data_ptr(), current_cuda_stream(q.get_device_index())));
   return scores;
 }
 #endif

@@ -229,3 +229,26 @@ def test_attention_received_op_guards_memory_when_called_directly():
                 (q[:, :, :0], k, "last", mask)):
         with pytest.raises(RuntimeError):
             torch.ops.budgetprune.attention_received(*bad, 1.0)
+
+
+# Sizes around the tiles of a GPU's kernels: 128 rows by 64 columns, D rounded up to 32, 64, 80 or 128.
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("H, heads, N, D", [(2, 1, 70, 16), (2, 2, 130, 24), (1, 1, 200, 64), (2, 1, 65, 72),
+                                            (1, 1, 129, 80), (2, 1, 33, 128), (1, 1, 1, 8)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_received_by_all_rows_in_half_precision(H, heads, N, D, dtype, masked):
+    torch.manual_seed(N)
+    q, k = torch.randn(2, H, N, D).to(dtype), torch.randn(2, heads, N, D).to(dtype)
+    mask = torch.rand(2, N) > 0.3 if masked else None
+    expected = attention_received_reference(q.double(), k.double(), "all", mask, D**-0.5)
+    got = attention_received(q, k, rows="all", mask=mask)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-7)
+    more = attention_received(q[:, :, : N // 2 + 1], k, rows="all", mask=mask)  # other queries than keys
+    expected = attention_received_reference(q[:, :, : N // 2 + 1].double(), k.double(), "all", mask, D**-0.5)
+    torch.testing.assert_close(more.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_query_with_nan_hides_nothing_when_all_rows_look():
+    q, k = torch.randn(1, 1, 70, 16).bfloat16(), torch.randn(1, 1, 70, 16).bfloat16()
+    q[0, 0, 66, 3] = torch.nan
+    assert attention_received(q, k, rows="all").isnan().all()
