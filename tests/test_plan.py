@@ -2,7 +2,7 @@
 
 import torch
 
-from budgetprune.plan import TokenPlan
+from budgetprune.plan import MergeLists, TokenPlan
 
 
 def test_a_plan_knows_its_counts_and_its_mask():
@@ -16,5 +16,16 @@ def test_only_a_full_plan_without_merging_keeps_all():
     kept = torch.arange(3, dtype=torch.int32).expand(2, 3)
     assert TokenPlan(kept).keeps_all(3)
     assert not TokenPlan(kept).keeps_all(4)
-    assert not TokenPlan(kept, merge=torch.eye(3).expand(2, 3, 3)).keeps_all(3)
+    own = MergeLists(torch.arange(4, dtype=torch.int32).expand(2, 4), kept, torch.ones(2, 3))
+    assert torch.equal(own.dense(3), torch.eye(3).expand(2, 3, 3))
+    assert not TokenPlan(kept, merge=own).keeps_all(3)
     assert not TokenPlan(kept, lengths=torch.tensor([3, 2])).keeps_all(3)
+
+
+def test_lists_are_the_rows_of_a_matrix():
+    offsets = torch.tensor([[0, 2, 2, 5], [1, 2, 3, 3]], dtype=torch.int32)
+    index = torch.tensor([[0, 3, 1, -1, 1], [2, 0, 2, 1, 1]], dtype=torch.int32)
+    lists = MergeLists(offsets, index, torch.tensor([[1.0, 2, 3, 4, 5], [9, 6, 7, 9, 9]]))
+    assert lists.width == 3 and TokenPlan(index[:, :1], merge=lists).width == 3
+    assert lists.dense(4).tolist() == [[[1, 0, 0, 2], [0, 0, 0, 0], [0, 8, 0, 0]],  # 3 + 5 for token 1; -1 is none
+                                       [[6, 0, 0, 0], [0, 0, 7, 0], [0, 0, 0, 0]]]  # entries 0, 3 and 4 are in no list

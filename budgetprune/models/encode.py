@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops import attention_received, gather_tokens
+from ..ops import attention_received, gather_tokens, merge_tokens
 from ..plan import TokenPlan
 from ..selectors import TokenView
 from . import attention
@@ -52,12 +52,15 @@ class Encoding:
         if self.plan.keeps_all(patches.shape[1]):
             return features
         self.packed = True
-        if self.plan.merge is None:
-            total = sum(self.plan.counts()) + prefix * len(patches)
-            return gather_tokens(features, self.plan.kept, prefix=prefix, packed=True, total=total).tokens[None]
-        merged = self.plan.merge.to(patches.dtype) @ patches
-        rows = [torch.cat([features[i, :prefix], merged[i, :n]]) for i, n in enumerate(self.plan.counts())]
-        return torch.cat(rows)[None]
+        counts, kept = self.plan.counts(), self.plan.kept
+        if self.plan.merge is not None:  # then what stays is all output tokens of a sample, the first of its row
+            merged = merge_tokens(patches, *self.plan.merge)
+            features = torch.cat([features[:, :prefix], merged], dim=1) if prefix else merged
+            place = torch.arange(self.plan.width, dtype=torch.int32, device=kept.device).expand(len(kept), -1)
+            lengths = self.plan.lengths
+            kept = place if lengths is None else place.masked_fill(place >= lengths[:, None], -1)
+        total = sum(counts) + prefix * len(patches)
+        return gather_tokens(features, kept, prefix=prefix, packed=True, total=total).tokens[None]
 
     def copies(self, tokens: int, placeholders: int) -> Tensor:
         """[images, placeholders] int: how often each image placeholder of the prompt stays."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..ops import attention_received
-from ..plan import TokenPlan
+from ..plan import MergeLists, TokenPlan
 from .base import Selector, TokenView
 
 
@@ -26,15 +26,12 @@ def outliers(a: Tensor) -> Tensor:
     return (a > (q3 + 1.5 * (q3 - q1))[:, None]).sum(1).clamp_min(1)
 
 
-def neighbour_weights(a: Tensor, keys: Tensor, rows: Tensor, neighbours: int) -> Tensor:
-    """[B, M, N]: row m adds to token rows[m] the a-weighted `neighbours` tokens with the nearest keys."""
+def nearest_keys(keys: Tensor, rows: Tensor, neighbours: int) -> Tensor:
+    """[B, M, J]: for each token rows[m] the other tokens with the nearest keys, J = min(neighbours, N - 1) of them."""
     unit = torch.nn.functional.normalize(keys.float(), dim=-1)
-    chosen = unit.gather(1, rows.clamp_min(0)[..., None].expand(-1, -1, unit.shape[-1]))
-    cosine = (chosen @ unit.transpose(1, 2)).scatter(2, rows.clamp_min(0)[..., None], -torch.inf)
-    nearest = cosine.topk(min(neighbours, a.shape[1] - 1), dim=2).indices
-    weights = a[:, None].expand_as(cosine)
-    merge = torch.zeros_like(cosine).scatter(2, nearest, weights.gather(2, nearest))
-    return merge.scatter(2, rows.clamp_min(0)[..., None], 1.0)
+    chosen = unit.gather(1, rows[..., None].expand(-1, -1, unit.shape[-1]))
+    cosine = (chosen @ unit.transpose(1, 2)).scatter(2, rows[..., None], -torch.inf)
+    return cosine.topk(min(neighbours, keys.shape[1] - 1), dim=2).indices
 
 
 def without_extra(keep: list[int], a: Tensor) -> Tensor:
@@ -90,18 +87,26 @@ class PruMerge(Selector):
         if self.order == "raster":
             rows = ascending
         kept = ascending.masked_fill(ascending == n, -1).int()
-        merge = neighbour_weights(a, keys, rows.masked_fill(rows == n, -1), self.neighbours)
-        if keep is not None:  # a sample that keeps everything stays as it is
-            whole = (count == n)[:, None, None]
-            merge = torch.where(whole, torch.eye(m, n, device=a.device, dtype=merge.dtype), merge)
-        merge = merge.masked_fill(~filled[..., None], 0.0)
+        # A kept token's list: itself, and its neighbours. With a budget for all of them a sample stays as it is.
+        whole = torch.zeros_like(filled[:, :1]) if keep is None else (count == n)[:, None]
+        rows = torch.where(whole, ascending, rows).masked_fill(~filled, 0)
+        nearest = nearest_keys(keys, rows, self.neighbours)
+        merges = filled & ~whole
+        own = rows.masked_fill(~filled, -1)[..., None]
+        index = torch.cat([own, nearest.masked_fill(~merges[..., None], -1)], dim=2).flatten(1)
+        weight = a.gather(1, index.clamp_min(0)).unflatten(1, (m, -1))
+        weight = torch.cat([torch.ones_like(weight[..., :1]), weight[..., 1:]], dim=2).flatten(1)
+        # The extra token follows the kept ones of its own sample; its list is the dropped. A full sample has none.
         dropped = ~TokenPlan(kept).mask(n)
-        # The extra token follows the kept ones of its own sample. A full sample (nothing dropped) has none.
         lengths = count + dropped.any(1) if keep is None else torch.tensor(keep, device=a.device)
-        last = (a * dropped)[:, None]
-        merge = torch.cat([merge, torch.zeros_like(last)], dim=1)
-        merge = merge.scatter_add(1, count[:, None, None].expand_as(last), last)
-        return TokenPlan(kept, merge[:, : int(lengths.max())], lengths)
+        rest = torch.arange(n, device=a.device).masked_fill(~dropped, -1)
+        each = index.shape[1] // m
+        start = torch.arange(m + 2, device=a.device)
+        offsets = torch.where(start <= count[:, None], start * each, m * each + n)
+        lists = MergeLists(offsets[:, : int(lengths.max()) + 1].int(), torch.cat([index, rest], dim=1).int(),
+                           torch.cat([weight, a], dim=1))
+        return TokenPlan(kept, lists, lengths)
 
     def flops(self, tokens, width, keep):
-        return 2 * tokens * width * (1 + 2 * keep)  # the CLS row, key cosines and the merge of every kept token
+        merged = keep * (min(self.neighbours, tokens - 1) + 1) + tokens  # entries of the kept and of the extra token
+        return 2 * width * (tokens + tokens * keep + merged)  # the CLS row, key cosines of every kept token, the merge

@@ -26,7 +26,7 @@ def hand_built(model, batch, plan, positions):
     for b, count in enumerate(plan.counts()):
         ids = batch["input_ids"][b][batch["attention_mask"][b].bool()]
         kept = plan.kept[b][plan.kept[b] >= 0].long()
-        tokens = features[b, kept] if plan.merge is None else plan.merge[b, :count] @ features[b]
+        tokens = features[b, kept] if plan.merge is None else plan.merge.dense(TOKENS)[b, :count] @ features[b]
         image = model.model.multi_modal_projector(tokens)
         where = (ids == IMAGE_TOKEN).nonzero().flatten()
         first, last = int(where[0]), int(where[-1])

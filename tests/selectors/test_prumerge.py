@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from budgetprune.ops import merge_tokens
 from budgetprune.selectors import TokenView, build
 
 H, D = 4, 6
@@ -56,7 +57,7 @@ def test_adaptive_count_is_exactly_as_published_at_batch_one(name, n, spikes):
     plan = build(name).plan(view, None)
     assert plan.kept[0].tolist() == kept
     assert plan.counts() == [len(tokens)]
-    torch.testing.assert_close(plan.merge[0].double() @ view.tokens[0].double(), tokens, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(merge_tokens(view.tokens, *plan.merge)[0].double(), tokens, atol=1e-5, rtol=1e-5)
 
 
 def test_without_any_outlier_one_token_and_the_merged_rest_stay():
@@ -83,7 +84,7 @@ def test_an_exact_budget_counts_the_extra_token_and_keeps_none_twice(name, keep)
     plan = build(name).plan(view, [keep])
     assert plan.counts() == [keep]
     assert len(set(plan.kept[0].tolist())) == plan.kept.shape[1] == keep - 1
-    attention = plan.merge[0, -1]
+    attention = plan.merge.dense(64)[0, -1]
     assert attention[plan.kept[0].long()].abs().max() == 0, "the extra token holds dropped ones only"
     assert (attention[~plan.mask(64)[0]] > 0).all()
 
@@ -106,15 +107,35 @@ def test_a_batch_counts_the_outliers_of_each_image():
         plan, alone = build(name).plan(both, None), [build(name).plan(v, None) for v in views]
         assert plan.counts() == [p.counts()[0] for p in alone]
         for b, one in enumerate(alone):
-            torch.testing.assert_close(plan.merge[b, : one.counts()[0]], one.merge[0])
+            torch.testing.assert_close(plan.merge.dense(64)[b, : one.counts()[0]], one.merge.dense(64)[0])
+
+
+@pytest.mark.parametrize("keep", [None, [5, 64, 1, 40]], ids=str)
+@pytest.mark.parametrize("name", ["prumerge", "prumerge_plus"])
+def test_the_lists_of_a_batch_hold_the_neighbours_and_the_dropped_and_no_more(name, keep):
+    """Of 64 tokens: a kept one and its 32 neighbours, then the dropped; nothing beyond a sample's own length."""
+    parts = [view_of(64, seed=seed, spikes=spikes) for seed, spikes in ((1, 3), (2, 9), (3, 0), (4, 6))]
+    view = TokenView(*(torch.cat([getattr(p, f) for p in parts]) if f != "attention" else None
+                       for f in ("tokens", "attention", "queries", "keys")), prefix=1)
+    plan = build(name).plan(view, keep)
+    assert plan.merge.index.shape == (4, 33 * plan.kept.shape[1] + 64)
+    for b, (matrix, count) in enumerate(zip(plan.merge.dense(64), plan.counts())):
+        kept = plan.kept[b][plan.kept[b] >= 0]
+        if keep is not None and count == 64:
+            assert torch.equal(matrix, torch.eye(64))
+            continue
+        entries = (matrix != 0).sum(1).tolist()
+        assert entries[: len(kept)] == [33] * len(kept)
+        assert entries[len(kept): count] == [64 - len(kept)] * (count - len(kept))
+        assert set(entries[len(kept) + 1:]) <= {0}
 
 
 def test_raster_order_keeps_the_same_tokens_in_image_order():
     view = view_of(64, spikes=6)
     published_order, raster = (build("prumerge", order=o).plan(view, None) for o in ("attention", "raster"))
     assert torch.equal(published_order.kept, raster.kept)
-    own = raster.merge[0, :-1].argmax(1)  # each row holds a 1 at its own token, and weights far below beside it
-    assert own.tolist() == sorted(published_order.merge[0, :-1].argmax(1).tolist())
+    own = raster.merge.dense(64)[0, :-1].argmax(1)  # a 1 at its own token, less beside it
+    assert own.tolist() == sorted(published_order.merge.dense(64)[0, :-1].argmax(1).tolist())
 
 
 def test_bad_options_are_refused():
