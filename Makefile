@@ -1,6 +1,7 @@
 # make demo   train a pruner, measure it, leave runs/demo/report.html
 # make test   build everything, run all tests
-# Both make .venv first. Nothing outside this folder is touched.
+# make gpu-check   all that a GPU must show, under nine minutes; with PYTHON of your choice
+# The first two make .venv first. Nothing outside this folder is touched.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= $(if $(shell command -v nvidia-smi),torch>=2.11,torch==2.13.0)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test bench gpu-check lint clean
 
 setup: $(VENV)/.built
 
@@ -35,6 +36,10 @@ test: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks --quiet --benchmark-disable-gc --benchmark-json=benchmarks/latest.json
 	$(BIN)/python benchmarks/report.py benchmarks/latest.json
+
+# No .venv of its own where python3 already has a torch with CUDA: it must also run on a bare machine, without a network.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check budgetprune tests benchmarks setup.py

@@ -3,7 +3,8 @@ and K rounds of masked softmax sampling, the form of AdaLLaVA (Xu et al. 2025)."
 
 import pytest
 import torch
-from shapes import SHAPES, names
+from baselines import compiled, flashinfer_topk, skip_compiled_on_cpu
+from shapes import SHAPES, named_large, names
 
 from budgetprune.ops import gumbel_topk
 from budgetprune.ops.gumbel_topk import gumbel_topk_backward_reference, gumbel_topk_reference
@@ -40,7 +41,11 @@ def cases(shape, device):
     return s, key, logits, ours
 
 
-PROVIDERS = ["budgetprune race", "budgetprune fermi", "budgetprune softmax", "eager composition", "rounds of softmax"]
+OURS = ["budgetprune race", "budgetprune fermi", "budgetprune softmax"]
+OTHERS = ["eager composition", "torch.compile", "rounds of softmax"]
+ALONE = ["torch.topk alone", "flashinfer top_k alone"]  # no noise, no order, no gate, no gradient
+TIMED = names("digits", "llava15", "llava15_b1", "llava15_b8", "llava15_b256", "llava15_k64", "llava15_k288",
+              "llava_next", "qwen25vl", "video", "video_b64")
 LOOPED = ("llava15", "llava15_b1")  # K rounds take minutes beyond these
 
 
@@ -49,10 +54,26 @@ def skip_long_loops(provider, shape):
         pytest.skip("K rounds of softmax are timed at llava15 only")
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("shape", names("digits", "llava15", "llava15_b1", "llava_next", "qwen25vl", "video"))
-def bench_forward(bench, provider, shape, device):
+def skip(provider, shape, device):
+    named_large(shape, device)
     skip_long_loops(provider, shape)
+    skip_compiled_on_cpu(provider, shape, device)
+
+
+def call_of(provider, device):
+    """What a provider that is not ours runs."""
+    if provider == "flashinfer top_k alone":
+        top_k = flashinfer_topk(device)
+        return lambda logits, keep: top_k(logits, keep)[1]
+    return {"eager composition": straight_through, "torch.compile": compiled(straight_through),
+            "rounds of softmax": rounds_of_softmax,
+            "torch.topk alone": lambda logits, keep: logits.topk(keep, dim=1, sorted=False).indices}[provider]
+
+
+@pytest.mark.parametrize("provider", OURS + OTHERS + ALONE)
+@pytest.mark.parametrize("shape", TIMED)
+def bench_forward(bench, provider, shape, device):
+    skip(provider, shape, device)
     s, key, logits, ours = cases(shape, device)
     estimator = ours.get(provider, "race")
 
@@ -63,14 +84,15 @@ def bench_forward(bench, provider, shape, device):
         bench(provider, lambda logits: gumbel_topk(logits, s.K, key=key, estimator=estimator)[0], reference, (logits,),
               bytes_moved=2 * logits.nbytes + 4 * s.B * s.K)
     else:
-        call = straight_through if provider == "eager composition" else rounds_of_softmax
-        bench(provider, lambda logits: call(logits, s.K), reference, (logits,), check=exactly_k)
+        call = call_of(provider, device)
+        counted = (lambda result, expected: None) if provider in ALONE else exactly_k
+        bench(provider, lambda logits: call(logits, s.K), reference, (logits,), check=counted)
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("shape", names("digits", "llava15", "llava15_b1", "llava_next", "qwen25vl", "video"))
+@pytest.mark.parametrize("provider", OURS + OTHERS)
+@pytest.mark.parametrize("shape", TIMED)
 def bench_forward_backward(bench, provider, shape, device):
-    skip_long_loops(provider, shape)
+    skip(provider, shape, device)
     s, key, logits, ours = cases(shape, device)
     estimator = ours.get(provider, "race")
     leaf, grad = logits.clone().requires_grad_(), torch.randn_like(logits)
@@ -94,6 +116,31 @@ def bench_forward_backward(bench, provider, shape, device):
         bench(provider, with_gradient(lambda leaf: gumbel_topk(leaf, s.K, key=key, estimator=estimator)[0]), reference,
               (leaf, grad), bytes_moved=5 * logits.nbytes + 4 * s.B * s.K, check=close)
     else:
-        call = straight_through if provider == "eager composition" else rounds_of_softmax
+        call = call_of(provider, device)
         bench(provider, with_gradient(lambda leaf: call(leaf, s.K)), reference, (leaf, grad),
               check=lambda result, expected: exactly_k(result[0], expected[0]))
+
+
+@pytest.mark.parametrize("provider", [*OURS, "eager composition"])
+@pytest.mark.parametrize("shape", names("llava15", "llava_next", "video_b64"))
+def bench_backward(bench, provider, shape, device):
+    """The gradient alone, through autograd; the forward's graph is kept."""
+    skip(provider, shape, device)
+    s, key, logits, ours = cases(shape, device)
+    leaf, grad = logits.clone().requires_grad_(), torch.randn_like(logits)
+    estimator = ours.get(provider, "race")
+    gate = gumbel_topk(leaf, s.K, key=key, estimator=estimator)[0] if provider in ours else straight_through(leaf, s.K)
+
+    def backward(grad):
+        return torch.autograd.grad(gate, leaf, grad, retain_graph=True)[0]
+
+    def reference(grad):
+        args = (key, 1.0, estimator, "gumbel")
+        stats = gumbel_topk_reference(logits, None, s.K, *args, True)[2]
+        return gumbel_topk_backward_reference(grad, logits, key, stats, *args[1:])
+
+    def close(result, expected):  # the eager form has drawn other noise
+        if provider in ours:
+            torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-5)
+
+    bench(provider, backward, reference, (grad,), bytes_moved=3 * logits.nbytes, check=close)

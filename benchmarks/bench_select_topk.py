@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from shapes import SHAPES, names
+from baselines import compiled, flashinfer_topk, skip_compiled_on_cpu
+from shapes import SHAPES, named_large, names
 
 from budgetprune.ops import select_topk
 from budgetprune.ops.select_topk import select_topk_reference
@@ -21,10 +22,21 @@ def ragged_topk_then_sort(scores, counts, longest):
     return kept.masked_fill(kept == scores.shape[1], -1).int()
 
 
-@pytest.mark.parametrize("provider", ["budgetprune", "eager composition"])
+def same_set(result, expected):
+    """topk alone gives positions in the order of their scores."""
+    torch.testing.assert_close(result.sort(dim=1).values.int(), expected)
+
+
+PROVIDERS = ["budgetprune", "eager composition", "torch.compile", "torch.topk alone", "flashinfer top_k alone"]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", names("digits", "llava15", "llava15_b1", "llava_next", "qwen25vl", "video"))
+@pytest.mark.parametrize("shape", names("digits", "llava15", "llava15_b1", "llava15_b8", "llava15_b256",
+                                         "llava15_k64", "llava15_k288", "llava_next", "qwen25vl", "video", "video_b64"))
 def bench_select_topk(bench, provider, shape, dtype, device):
+    named_large(shape, device)
+    skip_compiled_on_cpu(provider, shape, device)
     s = SHAPES[shape]
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(s.B, s.N, generator=generator).argsort(dim=1).float()  # no ties
@@ -33,9 +45,17 @@ def bench_select_topk(bench, provider, shape, dtype, device):
             pytest.skip("K scores have ties in bfloat16, which the eager composition breaks as it likes")
         scores = (scores - (s.N - s.K - 1)).clamp(min=0)
     scores = scores.to(device, dtype)
-    call = {"budgetprune": select_topk, "eager composition": topk_then_sort}[provider]
+    check = torch.testing.assert_close
+    if provider == "flashinfer top_k alone":
+        top_k, check = flashinfer_topk(device), same_set
+        call = lambda scores, keep: top_k(scores, keep)[1]  # noqa: E731
+    elif provider == "torch.topk alone":
+        call, check = (lambda scores, keep: scores.topk(keep, dim=1, sorted=False).indices), same_set
+    else:
+        call = {"budgetprune": select_topk, "eager composition": topk_then_sort,
+                "torch.compile": compiled(topk_then_sort)}[provider]
     bench(provider, call, lambda scores, keep: select_topk_reference(scores, None, keep), (scores, s.K),
-          bytes_moved=scores.nbytes + 4 * s.B * s.K)
+          bytes_moved=scores.nbytes + 4 * s.B * s.K, check=check)
 
 
 @pytest.mark.parametrize("provider", ["budgetprune", "eager composition"])

@@ -16,13 +16,15 @@ bench(provider, call, reference, args, *, bytes_moved=None, flops=None, baseline
      for example a baseline that draws other noise: check=lambda result, expected: ...
   2. warms up, and chooses rounds so that a case takes about BENCH_SECONDS (default 0.3); a call above 0.2 s gets three
      rounds and no warm-up beyond the check, one above 1 s a single round.
-  3. times call(*args) with the device synchronised inside the timed call.
+  3. times call(*args): on the CPU with pytest-benchmark, on a GPU as gpu_timing.py says, beside one such round.
   4. extra_info: op (from the file's name), case (the function), shape, dtype, provider, baseline, device, threads,
-     torch, cuda, commit, bytes_moved, flops, GB/s and GFLOP/s of the fastest round, peak_bytes on a GPU.
+     torch, cuda, commit, bytes_moved, flops, GB/s and GFLOP/s of the fastest round; on a GPU hot_us, cold_us, wall_us,
+     graph, peak_bytes, the rates of hot_us and their share of the chip's measured ceilings.
 
 `baseline` names the provider that report.py divides by; it must be one of the providers of the same case. The
 providers of one case run next to each other, so that a busy machine disturbs them alike. `device` runs on the CPU and,
-where there is one, on the GPU. The CPU uses torch.get_num_threads(); set OMP_NUM_THREADS to change it.
+where there is one, on the GPU; BUDGETPRUNE_BENCH_DEVICES=cuda asks for some of them only. The CPU uses
+torch.get_num_threads(); set OMP_NUM_THREADS to change it.
 """
 
 import os
@@ -31,12 +33,14 @@ import subprocess
 import time
 from pathlib import Path
 
+import gpu_timing
 import pytest
 import torch
 
 SECONDS = float(os.environ.get("BENCH_SECONDS", "0.3"))
 SLOW = 0.2  # seconds a call
-DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+ASKED = os.environ.get("BUDGETPRUNE_BENCH_DEVICES", "cpu,cuda").split(",")
+DEVICES = [d for d in ("cpu", "cuda") if d in ASKED and (d == "cpu" or torch.cuda.is_available())]
 
 
 def commit():
@@ -85,6 +89,19 @@ def tensors(tree):
     return [t for branch in tree for t in tensors(branch)] if isinstance(tree, (tuple, list)) else []
 
 
+def on_cpu(benchmark, call):
+    """Rounds so that a case takes about SECONDS."""
+    for _ in range(4):
+        start = time.perf_counter()
+        call()
+        once = max(time.perf_counter() - start, 1e-7)
+        if once > SLOW:
+            break
+    iterations = max(1, int(2e-4 / once))
+    rounds = (3 if once < 1 else 1) if once > SLOW else min(max(5, int(SECONDS / (once * iterations))), 1000)
+    benchmark.pedantic(call, rounds=rounds, iterations=iterations, warmup_rounds=int(once <= SLOW))
+
+
 @pytest.fixture
 def bench(request, benchmark, environment):
     parameters = request.node.callspec.params
@@ -94,37 +111,29 @@ def bench(request, benchmark, environment):
         check(call(*args), reference(*args))
         first = tensors(args)[0]
         gpu = first.device.type == "cuda"
-
-        def timed():
-            call(*args)
-            if gpu:
-                torch.cuda.synchronize()
-
-        for _ in range(4):
-            start = time.perf_counter()
-            timed()
-            once = max(time.perf_counter() - start, 1e-7)
-            if once > SLOW:
-                break
+        info = benchmark.extra_info
         if gpu:
             torch.cuda.reset_peak_memory_stats()
-        iterations = max(1, int(2e-4 / once))
-        rounds = (3 if once < 1 else 1) if once > SLOW else min(max(5, int(SECONDS / (once * iterations))), 1000)
-        benchmark.pedantic(timed, rounds=rounds, iterations=iterations, warmup_rounds=int(once <= SLOW))
+            info.update(gpu_timing.timed(lambda: call(*args), SECONDS))
+            benchmark.pedantic(lambda: (call(*args), torch.cuda.synchronize()), rounds=1)
+            info["peak_bytes"] = torch.cuda.max_memory_allocated()
+        else:
+            on_cpu(benchmark, lambda: call(*args))
 
         shape = parameters.get("shape") or "x".join(map(str, first.shape))
         benchmark.group = f"{request.node.originalname} {shape} {first.dtype} {first.device.type}"
-        benchmark.extra_info.update(
+        info.update(
             environment, op=request.path.stem.removeprefix("bench_"), provider=provider, baseline=baseline, shape=shape,
             case=request.node.originalname.removeprefix("bench_"), dtype=str(first.dtype).removeprefix("torch."),
             device=torch.cuda.get_device_name() if gpu else environment["cpu"],
             sizes=[list(t.shape) for t in tensors(args)], bytes_moved=bytes_moved, flops=flops)
-        fastest = benchmark.stats.stats.min if benchmark.stats else None  # none under --benchmark-disable
-        if fastest and bytes_moved:
-            benchmark.extra_info["GB/s"] = bytes_moved / fastest / 1e9
-        if fastest and flops:
-            benchmark.extra_info["GFLOP/s"] = flops / fastest / 1e9
+        stats = benchmark.stats  # none under --benchmark-disable
+        seconds = info["hot_us"] * 1e-6 if gpu else stats.stats.min if stats else None
+        if seconds and bytes_moved:
+            info["GB/s"] = bytes_moved / seconds / 1e9
+        if seconds and flops:
+            info["GFLOP/s"] = flops / seconds / 1e9
         if gpu:
-            benchmark.extra_info["peak_bytes"] = torch.cuda.max_memory_allocated()
+            info["ceilings"] = gpu_timing.ceilings()
 
     return run

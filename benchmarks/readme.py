@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from report import markdown
+from table import render_benchmarks
 
 from budgetprune.evaluation import latest, read, write_chart_svg
 
@@ -78,12 +79,6 @@ def render(text: str) -> str:
     """README with all its generated blocks made anew from the committed results."""
     text = fill(text, "demo table", demo_table(latest(read(DEMO / "records.jsonl"))))
     return fill(text, "bench table", bench_table(json.loads(BENCH.read_text())))
-
-
-def render_benchmarks() -> str:
-    """benchmarks/README.md: every row."""
-    return ("# Benchmarks\n\n`make bench` makes this table again. A case is checked against the reference before it is "
-            "timed. No GPU has been measured yet.\n\n" + markdown(json.loads(BENCH.read_text())) + "\n")
 
 
 def main():
