@@ -7,32 +7,12 @@
 // Other types and sizes: attention_received_plain_kernel, a block per 32 queries of a head.
 #pragma once
 #include "attention_received_row.cuh"
-#include "ptx.cuh"
+#include "attention_tiles.cuh"
 
 #ifdef __CUDACC__
 namespace budgetprune {
 
 constexpr i32 tile_rows = 128, tile_columns = 64;  // of a block: eight warps of 16 rows
-constexpr float log2_e = 1.4426950408889634f;
-
-// One tile of 16-bit numbers in shared memory: rows 16 bytes apart from a multiple of 128, so that ldmatrix reads eight
-// of them without a conflict.
-template <i32 depth>
-struct TileRows {
-  static constexpr i32 stride = depth + 8;
-};
-
-// Asks for rows [first, first + count) of [total, d] into a tile; zeros beyond the rows and beyond d.
-template <i32 depth, typename T>
-__device__ void fetch_rows(T* tile, const T* from, i32 first, i32 total, i32 d, i64 stride, i32 count) {
-  constexpr i32 pieces = depth / 8;
-  for (i32 at = threadIdx.x; at < count * pieces; at += blockDim.x) {
-    const i32 row = at / pieces, c = at % pieces * 8;
-    const bool present = first + row < total && c < d;
-    copy_async_16(tile + row * TileRows<depth>::stride + c, present ? from + i64(first + row) * stride + c : from, present);
-  }
-}
-
 enum class ScorePass { lse, sums };
 
 // rows_in: what the block holds, q or k; columns_in: what it runs over. For `lse` columns are keys, and out is [B, H, Q];

@@ -4,11 +4,11 @@
 namespace budgetprune {
 
 int launch_gated_attention(DType, const void* q, const void* k, const void* v, const void* gate, const bool* mask,
-                           const i64* n, bool causal, double scale, void* out, void* lse, void* stream);
+                           const i64* n, bool causal, double scale, void* out, void* lse, i32* order, void* stream);
 int launch_gated_attention_backward(DType, const void* grad, const void* q, const void* k, const void* v,
                                     const void* gate, const bool* mask, const void* out, const void* lse, const i64* n,
                                     bool causal, double scale, void* dq, void* dk, void* dv, void* dgate, void* delta,
-                                    void* parts, void* stream);
+                                    void* parts, i32* order, void* stream);
 
 namespace {
 
@@ -122,12 +122,13 @@ std::tuple<Tensor, Tensor> gated_attention_cuda(const Tensor& q_in, const Tensor
   if (lse.numel() == 0) return {out, lse};
   const Tensor q = torch::stable::contiguous(q_in), k = torch::stable::contiguous(k_in);
   const Tensor v = torch::stable::contiguous(v_in), gate = torch::stable::contiguous(gate_in);
+  const Tensor order = torch::stable::new_empty(gate, {n.batch * (n.keys + 2)}, ScalarType::Int);
   const auto mask = contiguous(mask_in);
   const i64 sizes[] = {n.batch, n.heads, n.kv_heads, n.queries, n.keys, n.d};
   check_launch("gated_attention",
                launch_gated_attention(dtype_of(q), q.const_data_ptr(), k.const_data_ptr(), v.const_data_ptr(),
                                       gate.const_data_ptr(), data_or_null<bool>(mask), sizes, causal, scale,
-                                      out.mutable_data_ptr(), lse.mutable_data_ptr(),
+                                      out.mutable_data_ptr(), lse.mutable_data_ptr(), mutable_data<i32>(order),
                                       current_cuda_stream(q.get_device_index())));
   return {out, lse};
 }
@@ -142,7 +143,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_attention_backward_cuda(
   const Tensor grad = torch::stable::contiguous(grad_in), q = torch::stable::contiguous(q_in);
   const Tensor k = torch::stable::contiguous(k_in), v = torch::stable::contiguous(v_in);
   const Tensor gate = torch::stable::contiguous(gate_in), out = torch::stable::contiguous(out_in);
-  const Tensor lse = torch::stable::contiguous(lse_in), delta = torch::stable::new_empty(lse, {lse.numel()});
+  const Tensor lse = torch::stable::contiguous(lse_in), delta = torch::stable::new_empty(lse, {2 * lse.numel()});
+  const Tensor order = torch::stable::new_empty(gate, {n.batch * (n.keys + 2)}, ScalarType::Int);
   const auto mask = contiguous(mask_in);
   const i64 sizes[] = {n.batch, n.heads, n.kv_heads, n.queries, n.keys, n.d};
   check_launch("gated_attention_backward",
@@ -151,6 +153,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_attention_backward_cuda(
                    gate.const_data_ptr(), data_or_null<bool>(mask), out.const_data_ptr(), lse.const_data_ptr(), sizes,
                    causal, scale, dq.mutable_data_ptr(), dk.mutable_data_ptr(), dv.mutable_data_ptr(),
                    dgate.mutable_data_ptr(), delta.mutable_data_ptr(), parts.mutable_data_ptr(),
+                   mutable_data<i32>(order),
                    current_cuda_stream(q.get_device_index())));
   return {dq, dk, dv, dgate};
 }

@@ -33,6 +33,6 @@ def test_bodies_run_on_real_threads_without_a_race_or_a_memory_error(tmp_path):
     run("cmake", "-S", ROOT, "-B", tmp_path / "build", *generator, "-DBUDGETPRUNE_CUDA=OFF",
         f"-DCMAKE_CXX_COMPILER={CXX}")
     run("cmake", "--build", tmp_path / "build", "--parallel", str(os.cpu_count()))
-    report = run("ctest", "--test-dir", tmp_path / "build", "--output-on-failure")
+    report = run("ctest", "--test-dir", tmp_path / "build", "--output-on-failure", "--parallel", str(os.cpu_count()))
     for name in sorted(path.stem for path in (ROOT / "tests" / "cpp").glob("test_*.cpp")):
         assert f"{name}_thread" in report and f"{name}_address_undefined" in report

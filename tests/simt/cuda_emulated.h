@@ -39,7 +39,7 @@ inline void __syncthreads() { simt::barrier(); }
 inline int __syncthreads_count(int vote) { return int(simt::barrier(vote != 0)); }
 inline int __syncthreads_or(int vote) { return simt::barrier(vote != 0) != 0; }
 inline int __syncthreads_and(int vote) { return simt::barrier(vote == 0) == 0; }
-inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline void __threadfence() {}  // blocks never run at once
 inline void __threadfence_block() { __threadfence(); }
 
 namespace simt {
