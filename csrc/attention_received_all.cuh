@@ -2,7 +2,7 @@
 //
 // Tensor cores (half, bfloat16, D a multiple of 8 up to 128), the same tile product twice:
 //   score_tiles_kernel<lse>   a block holds 128 queries and runs over the keys: lse [B, H, Q] of each query's scores
-//   score_tiles_kernel<sums>  a block holds 128 keys and runs over the queries: sum_i exp(s_ij - lse_i), parts [B, H, N]
+//   score_tiles_kernel<sums>  a block holds 128 keys and runs over the queries: sum_i exp(s_ij - lse_i) [B, H, N]
 // That is as much arithmetic as the forward of attention. Every sum has one owner and one order.
 // Other types and sizes: attention_received_plain_kernel, a block per 32 queries of a head.
 #pragma once
@@ -15,9 +15,9 @@ namespace budgetprune {
 constexpr i32 tile_rows = 128, tile_columns = 64;  // of a block: eight warps of 16 rows
 enum class ScorePass { lse, sums };
 
-// rows_in: what the block holds, q or k; columns_in: what it runs over. For `lse` columns are keys, and out is [B, H, Q];
-// for `sums` columns are queries with their lse in `lse`, and out is [B, H, N]. Shared: two tiles of columns, which hold
-// the rows first.
+// For `lse` the rows that a block holds are queries, the columns it runs over keys, and out is [B, H, Q]; for `sums`
+// rows are keys, columns are queries with their lse in `lse`, and out is [B, H, N]. Shared memory: two tiles of columns,
+// which hold the rows first.
 template <typename T, i32 depth, ScorePass pass>
 __global__ void __launch_bounds__(256, depth < 128 ? 2 : 1)
     score_tiles_kernel(ReceivedShape n, const T* q, const T* k, const bool* mask, float scale, const float* lse,
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(256, depth < 128 ? 2 : 1)
   constexpr bool by_query = pass == ScorePass::lse;
   BP_DYNAMIC_SHARED(bytes);
   T* const tiles = reinterpret_cast<T*>(bytes);
-  __shared__ float column_of[2][tile_columns];  // lse: 0 or -infinity; sums: lse in powers of two, infinite where absent
+  __shared__ float column_of[2][tile_columns];  // lse: 0 or -infinity; sums: the query's lse, or infinity
   const i32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const i32 row_count = i32(by_query ? n.queries : n.keys), column_count = i32(by_query ? n.keys : n.queries);
   const i32 row_tiles = (row_count + tile_rows - 1) / tile_rows, heads = i32(n.heads), d = i32(n.d);

@@ -31,7 +31,7 @@ struct alignas(sizeof(T) * count) Lane {
   T at[count];
 };
 
-// s of up to `group` heads from `head` on for 64 keys, into tile [group][64]. A team of `lanes` neighbours shares a key.
+// s of up to `group` heads for 64 keys, into tile [group][64]. A team of `lanes` neighbours shares a key.
 template <typename T, i32 group>
 __device__ void scores_wide(const T* q, i64 q_stride, const T* k, i64 k_stride, i32 heads, i32 present, i64 d,
                             float scale, float* tile) {

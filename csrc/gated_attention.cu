@@ -18,28 +18,30 @@ static void forward(const void* q, const void* k, const void* v, const void* gat
                     bool causal, double scale, void* out, void* lse, cudaStream_t stream) {
   using A = typename Accumulate<T>::type;
   launch(gated_attention_kernel<T>, blocks(n[0] * n[1] * n[3]), 32 * warps, warps * 2 * n[5] * sizeof(A), stream,
-         static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v), static_cast<const A*>(gate), mask,
-      n[0], n[1], n[2], n[3], n[4], n[5], causal, scale, static_cast<T*>(out), static_cast<A*>(lse));
+         static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v), static_cast<const A*>(gate),
+         mask, n[0], n[1], n[2], n[3], n[4], n[5], causal, scale, static_cast<T*>(out), static_cast<A*>(lse));
 }
 
 template <typename T>
-static void backward(const void* grad, const void* q, const void* k, const void* v, const void* gate, const bool* mask,
-                     const void* out, const void* lse, const i64* n, bool causal, double scale, void* dq, void* dk,
-                     void* dv, void* dgate, void* delta, void* parts, cudaStream_t stream) {
+static void backward(const void* grad_in, const void* q_in, const void* k_in, const void* v_in, const void* gate_in,
+                     const bool* mask, const void* out, const void* lse, const i64* n, bool causal, double scale,
+                     void* dq, void* dk, void* dv, void* dgate, void* delta_out, void* parts_out,
+                     cudaStream_t stream) {
   using A = typename Accumulate<T>::type;
-  const auto gates = static_cast<const A*>(gate);
+  const auto grad = static_cast<const T*>(grad_in), q = static_cast<const T*>(q_in);
+  const auto k = static_cast<const T*>(k_in), v = static_cast<const T*>(v_in);
+  const auto gate = static_cast<const A*>(gate_in), logsumexp = static_cast<const A*>(lse);
+  const auto delta = static_cast<A*>(delta_out), parts = static_cast<A*>(parts_out);
   if (n[0] * n[1] * n[3] > 0)
-    launch(gated_attention_dq_kernel<T>, blocks(n[0] * n[1] * n[3]), 32 * warps, warps * 3 * n[5] * sizeof(A), stream, 
-        static_cast<const T*>(grad), static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v),
-        gates, mask, static_cast<const T*>(out), static_cast<const A*>(lse), n[0], n[1], n[2], n[3], n[4], n[5],
-        causal, scale, static_cast<T*>(dq), static_cast<A*>(delta));
+    launch(gated_attention_dq_kernel<T>, blocks(n[0] * n[1] * n[3]), 32 * warps, warps * 3 * n[5] * sizeof(A), stream,
+           grad, q, k, v, gate, mask, static_cast<const T*>(out), logsumexp, n[0], n[1], n[2], n[3], n[4], n[5], causal,
+           scale, static_cast<T*>(dq), delta);
   if (n[0] * n[4] == 0) return;
-  launch(gated_attention_dkv_kernel<T>, blocks(n[0] * n[2] * n[4]), 32 * warps, warps * 4 * n[5] * sizeof(A), stream, 
-      static_cast<const T*>(grad), static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v), gates,
-      mask, static_cast<const A*>(lse), static_cast<const A*>(delta), n[0], n[1], n[2], n[3], n[4], n[5], causal,
-      scale, static_cast<T*>(dk), static_cast<T*>(dv), static_cast<A*>(parts));
-  launch(gate_sum_kernel<A>, u32((n[0] * n[4] + 255) / 256), 256, 0, stream, static_cast<const A*>(parts), n[0], n[2], n[4],
-                                                                      static_cast<A*>(dgate));
+  launch(gated_attention_dkv_kernel<T>, blocks(n[0] * n[2] * n[4]), 32 * warps, warps * 4 * n[5] * sizeof(A), stream,
+         grad, q, k, v, gate, mask, logsumexp, delta, n[0], n[1], n[2], n[3], n[4], n[5], causal, scale,
+         static_cast<T*>(dk), static_cast<T*>(dv), parts);
+  launch(gate_sum_kernel<A>, u32((n[0] * n[4] + 255) / 256), 256, 0, stream, parts, n[0], n[2], n[4],
+         static_cast<A*>(dgate));
 }
 
 // 16-bit types whose rows are whole pieces of 16 bytes.

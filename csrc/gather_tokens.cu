@@ -100,9 +100,9 @@ int launch_gather_tokens_gated_backward(DType dtype, const void* grad, const voi
     using A = typename Accumulate<T>::type;
     const bool wide = all_wide(address(x) | address(grad) | address(dx), u64(batch_stride | row_stride | channels),
                                sizeof(T));
-    launch(gather_tokens_gated_backward_kernel<T>, grid_of(samples, chunks), 128, 0, static_cast<cudaStream_t>(stream), op,
-           static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<const A*>(gate), wide, kept, cu_seqlens,
-           static_cast<T*>(dx), static_cast<A*>(dgate));
+    launch(gather_tokens_gated_backward_kernel<T>, grid_of(samples, chunks), 128, 0,
+           static_cast<cudaStream_t>(stream), op, static_cast<const T*>(grad), static_cast<const T*>(x),
+           static_cast<const A*>(gate), wide, kept, cu_seqlens, static_cast<T*>(dx), static_cast<A*>(dgate));
   });
   return cudaGetLastError();
 }

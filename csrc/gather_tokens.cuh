@@ -77,8 +77,8 @@ __device__ inline void write_starts(const i32* kept, i64 samples, i32 kmax, i64 
   if (threadIdx.x == 0) cu_seqlens[samples] = i32(done);
 }
 
-// A warp copies up to 32 rows: lane r knows the source of row r, or -1 for zeros. A wide row keeps four loads in flight;
-// of narrow rows four at a time do.
+// A warp copies up to 32 rows: lane r knows the source of row r, or -1 for zeros. Four loads are in flight, of one wide
+// row or of four narrow ones.
 template <typename V>
 __device__ void copy_rows(const V* from, i64 from_stride, i64 source, V* to, i32 rows, i64 units) {
   const i32 lane = threadIdx.x % 32;

@@ -74,8 +74,8 @@ static void run_backward(const GumbelTopk& op, const void* grad_in, const void* 
           });
   }
   const bool shared = op.estimator == Estimator::softmax && !scratch;
-  launch(gumbel_topk_backward_kernel<T>, u32(rows), threads_of<T>(op.n), shared ? size_t(op.n) * sizeof(u32) : 0, stream,
-         op, grad, logits, key, key_per_row, static_cast<const typename KeyOf<T>::Float*>(stats), scratch, out);
+  launch(gumbel_topk_backward_kernel<T>, u32(rows), threads_of<T>(op.n), shared ? size_t(op.n) * sizeof(u32) : 0,
+         stream, op, grad, logits, key, key_per_row, static_cast<const typename KeyOf<T>::Float*>(stats), scratch, out);
 }
 
 int launch_gumbel_topk_backward(DType dtype, const GumbelTopk& op, const void* grad, const void* logits, const i64* key,

@@ -146,9 +146,9 @@ constexpr i32 widest_block = sizeof(T) == sizeof(double) ? 512 : 1024;
 // One block per row, for rows that registers do not hold and for doubles. Keys live in `scratch` [rows, n], or in n
 // words of dynamic shared memory where it is null.
 template <typename T>
-__global__ void __launch_bounds__(widest_block<T>, 1) gumbel_topk_kernel(GumbelTopk op, const T* logits, const i32* keep,
-                                                            const i64* key, bool key_per_row, u32* scratch, T* gate,
-                                                            i32* kept, typename KeyOf<T>::Float* stats) {
+__global__ void __launch_bounds__(widest_block<T>, 1)
+    gumbel_topk_kernel(GumbelTopk op, const T* logits, const i32* keep, const i64* key, bool key_per_row, u32* scratch,
+                       T* gate, i32* kept, typename KeyOf<T>::Float* stats) {
   BP_DYNAMIC_SHARED(shared_keys);
   __shared__ i32 counts[256], warp_sums[32];
   __shared__ double warp_totals[64];

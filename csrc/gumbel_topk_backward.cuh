@@ -58,10 +58,9 @@ BP_FN void gumbel_topk_backward_row(const Team& team, const GumbelTopk& op, cons
 
 #ifdef __CUDACC__
 template <typename T>
-__global__ void __launch_bounds__(widest_block<T>, 1) gumbel_topk_backward_kernel(GumbelTopk op, const T* grad, const T* logits,
-                                                                    const i64* key, bool key_per_row,
-                                                                    const typename KeyOf<T>::Float* stats, u32* scratch,
-                                                                    T* out) {
+__global__ void __launch_bounds__(widest_block<T>, 1)
+    gumbel_topk_backward_kernel(GumbelTopk op, const T* grad, const T* logits, const i64* key, bool key_per_row,
+                                const typename KeyOf<T>::Float* stats, u32* scratch, T* out) {
   BP_DYNAMIC_SHARED(shared_bits);
   __shared__ i32 warp_sums[32];
   __shared__ double warp_totals[64];

@@ -19,15 +19,15 @@ static void gather() {
   const std::vector<i32> kept = {0, 3, 9, 20, 30, 38, 5, 6, 7, -1, -1, -1, -1, -1, -1, -1, -1, -1};
   std::vector<i32> positions(samples * (prefix + kmax)), starts(samples + 1);
   const i64 row_bytes = channels * i64(sizeof(float)), total = 3 * prefix + 9;
-  EXPECT(launch_gather_tokens(x.data(), rows * row_bytes, row_bytes, kept.data(), samples, prefix, rows, kmax, row_bytes,
-                              total, tokens.data(), positions.data(), nullptr, starts.data(), nullptr) == 0);
+  EXPECT(launch_gather_tokens(x.data(), rows * row_bytes, row_bytes, kept.data(), samples, prefix, rows, kmax,
+                              row_bytes, total, tokens.data(), positions.data(), nullptr, starts.data(), nullptr) == 0);
   EXPECT(starts[1] == 7 && starts[2] == 11 && starts[3] == 12);
   for (i64 b = 0; b < samples; ++b)
     for (i32 t = starts[b]; t < starts[b + 1]; ++t)
       for (i64 c = 0; c < channels; ++c)
         EXPECT(tokens[t * channels + c] == x[(b * rows + positions[t]) * channels + c]);
-  EXPECT(launch_gather_tokens_backward(tokens.data(), kept.data(), starts.data(), samples, prefix, rows, kmax, row_bytes,
-                                       total, dx.data(), nullptr) == 0);
+  EXPECT(launch_gather_tokens_backward(tokens.data(), kept.data(), starts.data(), samples, prefix, rows, kmax,
+                                       row_bytes, total, dx.data(), nullptr) == 0);
   for (size_t i = 0; i < x.size(); ++i) EXPECT(dx[i] == x[i] || dx[i] == 0.0f);
 }
 

@@ -45,8 +45,8 @@ static void noisy_selection(i64 rows, i32 n, i32 k, Estimator estimator) {
   EXPECT(!gumbel_topk_needs_scratch(n));
   EXPECT(launch_gumbel_topk(DType::f32, op, logits.data(), nullptr, key, false, rows, nullptr, gate.data(), kept.data(),
                             stats.data(), nullptr) == 0);
-  EXPECT(launch_gumbel_topk_backward(DType::f32, op, grad.data(), logits.data(), key, false, rows, stats.data(), nullptr,
-                                     out.data(), nullptr) == 0);
+  EXPECT(launch_gumbel_topk_backward(DType::f32, op, grad.data(), logits.data(), key, false, rows, stats.data(),
+                                     nullptr, out.data(), nullptr) == 0);
   for (i64 r = 0; r < rows; ++r) {
     float ones = 0, sum = 0;
     for (i32 i = 0; i < n; ++i) ones += gate[r * n + i], sum += out[r * n + i];

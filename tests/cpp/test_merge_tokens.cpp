@@ -31,7 +31,8 @@ static void adjoint(i32 samples, MergeShape shape) {
     offsets.insert(offsets.end(), own.begin(), own.end());
     for (i64 j = 0; j < e; ++j) index.push_back(i32(generator() % u32(n + 4)) - 2);
   }
-  std::vector<float> out(size_t(samples * m * c), NAN), back(size_t(samples * n * c), NAN), dots(size_t(samples * e), NAN);
+  std::vector<float> out(size_t(samples * m * c), NAN), back(size_t(samples * n * c), NAN);
+  std::vector<float> dots(size_t(samples * e), NAN);
   EXPECT(launch_merge_tokens(DType::f32, shape, x.data(), n * c, c, offsets.data(), index.data(), weight.data(),
                              samples, out.data(), nullptr) == 0);
   EXPECT(launch_merge_dots(DType::f32, shape, grad.data(), x.data(), n * c, c, offsets.data(), index.data(), samples,
@@ -44,7 +45,10 @@ static void adjoint(i32 samples, MergeShape shape) {
   EXPECT(launch_merge_tokens(DType::f32, MergeShape{shape.outputs, shape.tokens, shape.entries, c}, grad.data(), m * c,
                              c, to_offsets.data(), to_index.data(), moved.data(), samples, back.data(), nullptr) == 0);
   double forward = 0, backward = 0, by_weight = 0, size = 1;
-  for (size_t j = 0; j < out.size(); ++j) forward += double(out[j]) * grad[j], size += std::abs(double(out[j]) * grad[j]);
+  for (size_t j = 0; j < out.size(); ++j) {
+    forward += double(out[j]) * grad[j];
+    size += std::abs(double(out[j]) * grad[j]);
+  }
   for (size_t j = 0; j < back.size(); ++j) backward += double(back[j]) * x[j];
   for (size_t j = 0; j < dots.size(); ++j) by_weight += double(dots[j]) * weight[j];
   EXPECT(std::abs(forward - backward) < 1e-5 * size && std::abs(forward - by_weight) < 1e-5 * size);

@@ -1,8 +1,8 @@
 // simt.h: runs CUDA kernels on the CPU, exactly, so that they can be tested where there is no GPU.
 //
 // A kernel is compiled by g++ as it stands. Each of its threads is a fiber; blocks run one after another. A collective
-// (barrier, shuffle, ballot, mma, ...) waits until all its threads have come. What the emulator refuses, and a GPU often
-// forgives or hangs at: a collective that some lane never reaches, lanes that meet in different collectives, a launch
+// (barrier, shuffle, ballot, mma, ...) waits until all its threads have come. What the emulator refuses, and a GPU may
+// forgive or hang at: a collective that some lane never reaches, lanes that meet in different collectives, a launch
 // beyond the limits of the chip. Shared memory begins as NaN; an asynchronous copy arrives at its wait and not earlier.
 //
 // With -DSIMT_THREADS each CUDA thread is an operating-system thread instead, so that ThreadSanitizer can watch.
