@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from baselines import compiled, sdpa, skip_compiled_on_cpu
+from baselines import compiled, sdpa, skip_compiled
 from shapes import SHAPES, named_large, names
 
 from budgetprune.ops import attention_received
@@ -56,7 +56,7 @@ def bench_last(bench, provider, shape, device):
     """FastV: the last token of the prompt looks at all."""
     if provider == "eager composition" and shape == "qwen25vl":
         pytest.skip("the whole attention matrix takes 8 GB and more of each of several copies")
-    skip_compiled_on_cpu(provider, shape, device, timed=("llava15_b1",))
+    skip_compiled(provider, shape, device, timed=("llava15_b1",))
     q, k = inputs(shape, device, text=True)
     call = {"budgetprune": attention_received, "eager composition": matrix_then_row, "torch.compile": compiled(one_row),
             "einsum of one row": one_row}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from baselines import compiled, skip_compiled_on_cpu
+from baselines import compiled, skip_compiled
 from bench_attention_received import inputs, matrix_then_row, one_row
 from shapes import SHAPES, names
 
@@ -38,7 +38,7 @@ def nearly_the_same(got, want):
 def bench_fastv_select(bench, provider, shape, device):
     if provider == "eager composition" and shape == "qwen25vl":
         pytest.skip("the whole attention matrix takes 8 GB and more of each of several copies")
-    skip_compiled_on_cpu(provider, shape, device, timed=("llava15_b1",))
+    skip_compiled(provider, shape, device, timed=("llava15_b1",))
     q, k = inputs(shape, device, text=True)
     s = SHAPES[shape]
     image = (torch.arange(k.shape[2], device=device) < s.N).expand(len(q), -1).contiguous()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from baselines import compiled, skip_compiled_on_cpu
+from baselines import compiled, skip_compiled
 from shapes import SHAPES, named_large, names
 
 from budgetprune.ops import gather_tokens, select_topk
@@ -86,7 +86,7 @@ def inputs(shape, device):
 @pytest.mark.parametrize("provider", ["budgetprune", "eager composition", "torch.compile", "index_select"])
 @pytest.mark.parametrize("shape", PRUNED)
 def bench_padded(bench, provider, shape, device):
-    skip_compiled_on_cpu(provider, shape, device, timed=("digits",))
+    skip_compiled(provider, shape, device, timed=("digits",))
     x, kept = inputs(shape, device)
     bytes_moved = ((kept >= 0).sum().item() + kept.numel() + 2 * PREFIX * len(x)) * x.shape[2] * x.element_size()
     call = {"budgetprune": padded, "eager composition": padded_by_gather, "torch.compile": compiled(padded_by_gather),

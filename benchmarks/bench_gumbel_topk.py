@@ -3,7 +3,7 @@ and K rounds of masked softmax sampling, the form of AdaLLaVA (Xu et al. 2025)."
 
 import pytest
 import torch
-from baselines import compiled, flashinfer_topk, skip_compiled_on_cpu
+from baselines import compiled, flashinfer_topk, skip_compiled
 from shapes import SHAPES, named_large, names
 
 from budgetprune.ops import gumbel_topk
@@ -57,7 +57,7 @@ def skip_long_loops(provider, shape):
 def skip(provider, shape, device):
     named_large(shape, device)
     skip_long_loops(provider, shape)
-    skip_compiled_on_cpu(provider, shape, device)
+    skip_compiled(provider, shape, device)
 
 
 def call_of(provider, device):
