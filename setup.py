@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from zlib import crc32
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
@@ -101,4 +101,6 @@ def build():
     return {"ext_modules": [extension()], "cmdclass": {"build_ext": BuildExtension}}
 
 
-setup(**build())
+# csrc is a package too: CuPy compiles its headers where nvcc did not (budgetprune/ops/_nvrtc).
+setup(packages=[*find_packages(include=["budgetprune", "budgetprune.*"]), "budgetprune.csrc"],
+      package_dir={"budgetprune.csrc": "csrc"}, **build())

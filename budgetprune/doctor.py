@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 FLOORS = {"torch": "2.11", "transformers": "5.23", "peft": "0.17", "accelerate": "1.0"}
 
+BUILD_ADVICE = "install the CUDA toolkit and reinstall: pip install --no-build-isolation ."
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -20,7 +22,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Looks at packages, compiled kernels, GPU, compilers and the demo's model."""
-    return [*_packages(), *_kernels(), *_gpu(), _compiler("g++", "kernels for the CPU"),
+    return [*_packages(), *_kernels(), *_cuda_kernels(), *_gpu(), _compiler("g++", "kernels for the CPU"),
             _compiler("nvcc", "kernels for the GPU"), _base()]
 
 
@@ -49,12 +51,51 @@ def _kernels():
         return
     yield Finding("compiled kernels", True, f"C++ by g++ {FACTS['compiler']}, "
                   f"stable ABI from torch {FACTS['stable_abi_target']}")
-    archs = FACTS["cuda_archs"]
-    if archs:
-        yield Finding("CUDA kernels", True, "in the binary, for sm_" + ", sm_".join(archs.split()))
+
+
+def _cuda_kernels():
+    """Which kernels serve CUDA tensors, what is missing, and for CuPy what the first uses took."""
+    import torch
+
+    from .ops import _nvrtc
+    from .ops._native import ASKED, CUDA_KERNELS, FACTS, HAS_CUDA_KERNELS
+
+    what, archs = "CUDA kernels", FACTS["cuda_archs"].split() if HAS_CUDA_KERNELS else []
+    asked = "" if ASKED == "auto" else f" (BUDGETPRUNE_CUDA_KERNELS={ASKED})"
+    if CUDA_KERNELS == "nvcc":
+        if HAS_CUDA_KERNELS:
+            yield Finding(what, True, f"in the binary, for sm_{', sm_'.join(archs)}{asked}")
+        else:
+            yield Finding(what, False, f"none in the binary{asked}: CUDA tensors raise an error", BUILD_ADVICE)
+    elif CUDA_KERNELS == "reference":
+        yield Finding(what, False, f"plain-torch references serve{asked or ' (BUDGETPRUNE_REFERENCE=1)'}",
+                      "unset the variable to have kernels")
+    elif ASKED == "auto" and not torch.cuda.is_available():
+        yield Finding(what, True, "not in the binary; without a GPU nothing is missing")
+    elif trouble := _nvrtc.problem():
+        serve = "CUDA tensors raise an error" if ASKED == "cupy" else "plain-torch references serve"
+        yield Finding(what, False, f"not in the binary, and {trouble}: {serve}{asked}",
+                      f"{_nvrtc.INSTALL}; or {BUILD_ADVICE}")
     else:
-        yield Finding("CUDA kernels", False, "not in the binary: built without nvcc, or with BUDGETPRUNE_CUDA=0",
-                      "for a GPU, install the CUDA toolkit and reinstall; without a GPU nothing is missing")
+        yield Finding(what, True, f"CuPy {_nvrtc.version()} compiles them at their first use{asked}")
+        if (folder := _nvrtc.headers.half_headers()) is None:
+            yield Finding("half kernels", False, "float16 and bfloat16 are served by the references: cuda_fp16.h and "
+                          "cuda_bf16.h are not found", _nvrtc.headers.ADVICE)
+        else:
+            yield Finding("half kernels", True, f"float16 and bfloat16, headers in {folder}")
+        yield _kernel_cache()
+
+
+def _kernel_cache():
+    from .ops._nvrtc.compile import cache_folder, records
+
+    folder, found = cache_folder(), records()
+    if not found:
+        return Finding("kernel cache", True, f"{folder}, empty: each kernel is compiled at its first use")
+    slowest = max(found, key=lambda record: record.seconds)
+    return Finding("kernel cache", True, f"{folder}: {len(found)} kernels, {sum(r.bytes for r in found) / 1e6:.1f} MB; "
+                   f"their first uses took {sum(r.seconds for r in found):.1f} s to compile, the longest "
+                   f"{slowest.seconds:.2f} s ({slowest.kernel.removeprefix('budgetprune::')})")
 
 
 def _gpu():

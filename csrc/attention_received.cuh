@@ -17,7 +17,7 @@ constexpr i32 keys_per_block = 64;  // of the GPU kernel for one query
 struct ReceivedShape {
   i64 batch, heads, kv_heads, queries, keys, d;
   i64 q_strides[3], k_strides[3];  // of batch, head and token, in elements; channels are neighbours
-  i32 splits() const { return i32((keys + keys_per_block - 1) / keys_per_block); }
+  BP_FN i32 splits() const { return i32((keys + keys_per_block - 1) / keys_per_block); }
 };
 
 // Whether query i exists: padding is known where queries and keys are the same tokens.

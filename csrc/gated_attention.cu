@@ -44,8 +44,14 @@ static void backward(const void* grad_in, const void* q_in, const void* k_in, co
          static_cast<A*>(dgate));
 }
 
-// 16-bit types whose rows are whole pieces of 16 bytes.
+// 16-bit types whose rows are whole pieces of 16 bytes, on a chip with shared memory for six tiles (sm_86, sm_89 and
+// sm_120 have it up to D = 96).
 static bool on_tensor_cores(DType dtype, const i64* n, std::initializer_list<const void*> rows) {
+  int device = 0, room = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const i64 depth = n[5] <= 32 ? 32 : n[5] <= 64 ? 64 : n[5] <= 96 ? 96 : 128;
+  if (6 * gated_rows * (depth + 8) * 2 + 2048 > room) return false;
   u64 addresses = 0;
   for (const void* p : rows) addresses |= reinterpret_cast<u64>(p);
   return (dtype == DType::f16 || dtype == DType::bf16) && n[5] > 0 && n[5] % 8 == 0 && n[5] <= 128 &&

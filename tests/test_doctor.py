@@ -1,5 +1,6 @@
 """The doctor says what is active, why, and what to do."""
 
+import json
 import os
 import subprocess
 import sys
@@ -54,3 +55,55 @@ def test_a_driver_without_a_cuda_torch_is_found(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("torch uses the GPU here")
     assert not by_name()["GPU"].well and "install a CUDA build of torch" in by_name()["GPU"].advice
+
+
+def cuda_findings(monkeypatch, asked="auto", kernels="cupy", problem=None, gpu=True, archs=""):
+    import torch
+
+    from budgetprune.ops import _native, _nvrtc
+
+    monkeypatch.setattr(_native, "FACTS", {"cuda_archs": archs})
+    monkeypatch.setattr(_native, "HAS_CUDA_KERNELS", bool(archs))
+    monkeypatch.setattr(_native, "ASKED", asked)
+    monkeypatch.setattr(_native, "CUDA_KERNELS", kernels)
+    monkeypatch.setattr(_nvrtc, "problem", lambda: problem)
+    monkeypatch.setattr(_nvrtc, "version", lambda: "14.2.0 (NVRTC 13.0)")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    return {finding.what: finding for finding in doctor._cuda_kernels()}
+
+
+@pytest.mark.parametrize("options, well, words, advice", [
+    ({"kernels": "nvcc", "archs": "80 90"}, True, "in the binary, for sm_80, sm_90", ""),
+    ({"kernels": "nvcc", "asked": "nvcc"}, False, "none in the binary", "install the CUDA toolkit and reinstall"),
+    ({"gpu": False}, True, "without a GPU nothing is missing", ""),
+    ({"problem": "CuPy is not installed"}, False, "plain-torch references serve", "pip install 'budgetprune[cuda]'"),
+    ({"problem": "CuPy is not installed", "asked": "cupy"}, False, "CUDA tensors raise an error", "[cuda12]"),
+    ({}, True, "CuPy 14.2.0 (NVRTC 13.0) compiles them at their first use", ""),
+    ({"kernels": "reference", "asked": "reference"}, False, "plain-torch references serve", "unset the variable"),
+])
+def test_the_doctor_says_which_kernels_serve_cuda_tensors(monkeypatch, options, well, words, advice):
+    finding = cuda_findings(monkeypatch, **options)["CUDA kernels"]
+    assert finding.well == well and words in finding.found and advice in finding.advice
+    assert bool(finding.advice) != well
+
+
+def test_the_doctor_says_where_compiled_kernels_lie_and_what_their_first_use_took(monkeypatch, tmp_path):
+    monkeypatch.setenv("BUDGETPRUNE_CACHE", str(tmp_path))
+    empty = cuda_findings(monkeypatch)["kernel cache"]
+    assert empty.well and str(tmp_path) in empty.found and "empty" in empty.found
+    (tmp_path / "kernels").mkdir()
+    for at, (name, seconds) in enumerate((("fast<float>", 0.25), ("slow<float, 8>", 1.5))):
+        (tmp_path / "kernels" / f"{at}.json").write_text(json.dumps(
+            {"kernel": f"budgetprune::{name}", "source": "a.cuh", "target": "sm_90", "symbol": "s", "seconds": seconds,
+             "nvrtc": "13.0", "bytes": 500000, "sha256": ""}))
+    (tmp_path / "kernels" / "torn.json").write_text("{")
+    found = cuda_findings(monkeypatch)["kernel cache"].found
+    assert "2 kernels, 1.0 MB" in found and "1.8 s to compile, the longest 1.50 s (slow<float, 8>)" in found
+
+
+def test_the_doctor_misses_the_half_headers(monkeypatch):
+    from budgetprune.ops._nvrtc import headers
+
+    monkeypatch.setattr(headers, "half_headers", lambda: None)
+    finding = cuda_findings(monkeypatch)["half kernels"]
+    assert not finding.well and "cuda_fp16.h" in finding.found and "pip install nvidia-cuda-runtime" in finding.advice
