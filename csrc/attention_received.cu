@@ -8,11 +8,49 @@
 
 namespace budgetprune {
 
+template <typename T, i32 group, bool wide>
+static void scores_of_row(const ReceivedShape& n, const void* q, const void* k, const bool* mask, i32 rows,
+                          double scale, void* s, void* stats, u32* tickets, cudaStream_t stream) {
+  using A = typename Accumulate<T>::type;
+  const i64 tiles = (n.heads / n.kv_heads + group - 1) / group;
+  launch(scores_of_row_kernel<T, group, wide>, u32(n.batch * n.kv_heads * tiles * n.splits()), row_threads, 0, stream,
+         n, static_cast<const T*>(q), static_cast<const T*>(k), mask, rows, scale, static_cast<A*>(s),
+         static_cast<A*>(stats), tickets);
+}
+
+template <typename T>
+static void scores_of_row(const ReceivedShape& n, const void* q, const void* k, const bool* mask, i32 rows,
+                          double scale, void* s, void* stats, u32* tickets, cudaStream_t stream) {
+  if constexpr (sizeof(T) <= sizeof(float)) {
+    const i64 size = sizeof(T), per_kv = n.heads / n.kv_heads;
+    if (n.d > 0 && n.d * size <= 32 * 16 && aligned_to_16(n, q, k, size)) {
+      if (per_kv == 1)
+        scores_of_row<T, 1, true>(n, q, k, mask, rows, scale, s, stats, tickets, stream);
+      else if (per_kv <= 4)
+        scores_of_row<T, 4, true>(n, q, k, mask, rows, scale, s, stats, tickets, stream);
+      else
+        scores_of_row<T, 8, true>(n, q, k, mask, rows, scale, s, stats, tickets, stream);
+      return;
+    }
+  }
+  scores_of_row<T, 8, false>(n, q, k, mask, rows, scale, s, stats, tickets, stream);
+}
+
+void launch_scores_of_row(DType dtype, const ReceivedShape& n, const void* q, const void* k, const bool* mask, i32 rows,
+                          double scale, void* s, void* stats, u32* tickets, cudaStream_t stream) {
+  switch (dtype) {
+    case DType::f32: scores_of_row<float>(n, q, k, mask, rows, scale, s, stats, tickets, stream); break;
+    case DType::f16: scores_of_row<__half>(n, q, k, mask, rows, scale, s, stats, tickets, stream); break;
+    case DType::bf16: scores_of_row<__nv_bfloat16>(n, q, k, mask, rows, scale, s, stats, tickets, stream); break;
+    case DType::f64: scores_of_row<double>(n, q, k, mask, rows, scale, s, stats, tickets, stream); break;
+  }
+}
+
 template <typename T>
 static void run_row(const ReceivedShape& n, const void* q, const void* k, const bool* mask, i32 rows, double scale,
                     void* s, void* stats, void* scores, cudaStream_t stream) {
   using A = typename Accumulate<T>::type;
-  launch_scores_of_row<T>(n, q, k, mask, rows, scale, s, stats, nullptr, stream);
+  scores_of_row<T>(n, q, k, mask, rows, scale, s, stats, nullptr, stream);
   const u32 chunks = u32((n.keys + 127) / 128);
   launch(mean_of_heads_kernel<A>, u32(n.batch) * chunks, 128, size_t(n.heads) * 2 * sizeof(A), stream, n,
          static_cast<const A*>(s), static_cast<const A*>(stats), mask, rows, static_cast<A*>(scores));

@@ -1,7 +1,6 @@
 // attention_received_launch.h: which kernels serve a shape; shared by attention_received.cu and fastv_select.cu.
 #pragma once
 #include "attention_received_row.cuh"
-#include "launch.h"
 
 namespace budgetprune {
 
@@ -17,34 +16,8 @@ inline bool fits_tensor_cores(const ReceivedShape& n, const void* q, const void*
   return n.d > 0 && n.d <= 128 && aligned_to_16(n, q, k, 2);
 }
 
-#ifdef __CUDACC__
-template <typename T, i32 group, bool wide>
-void launch_scores_of_row(const ReceivedShape& n, const void* q, const void* k, const bool* mask, i32 rows,
-                          double scale, void* s, void* stats, u32* tickets, cudaStream_t stream) {
-  using A = typename Accumulate<T>::type;
-  const i64 tiles = (n.heads / n.kv_heads + group - 1) / group;
-  launch(scores_of_row_kernel<T, group, wide>, u32(n.batch * n.kv_heads * tiles * n.splits()), row_threads, 0, stream,
-         n, static_cast<const T*>(q), static_cast<const T*>(k), mask, rows, scale, static_cast<A*>(s),
-         static_cast<A*>(stats), tickets);
-}
-
-template <typename T>
-void launch_scores_of_row(const ReceivedShape& n, const void* q, const void* k, const bool* mask, i32 rows,
-                          double scale, void* s, void* stats, u32* tickets, cudaStream_t stream) {
-  if constexpr (sizeof(T) <= sizeof(float)) {
-    const i64 size = sizeof(T), per_kv = n.heads / n.kv_heads;
-    if (n.d > 0 && n.d * size <= 32 * 16 && aligned_to_16(n, q, k, size)) {
-      if (per_kv == 1)
-        launch_scores_of_row<T, 1, true>(n, q, k, mask, rows, scale, s, stats, tickets, stream);
-      else if (per_kv <= 4)
-        launch_scores_of_row<T, 4, true>(n, q, k, mask, rows, scale, s, stats, tickets, stream);
-      else
-        launch_scores_of_row<T, 8, true>(n, q, k, mask, rows, scale, s, stats, tickets, stream);
-      return;
-    }
-  }
-  launch_scores_of_row<T, 8, false>(n, q, k, mask, rows, scale, s, stats, tickets, stream);
-}
-#endif
+// The first of two launches, in attention_received.cu. `tickets` [B], or null, is set to 0.
+void launch_scores_of_row(DType dtype, const ReceivedShape& n, const void* q, const void* k, const bool* mask, i32 rows,
+                          double scale, void* s, void* stats, u32* tickets, cudaStream_t stream);
 
 }  // namespace budgetprune

@@ -90,7 +90,7 @@ __device__ void scores_plain(const T* q, i64 q_stride, const T* k, i64 k_stride,
 
 // Grid: splits * head tiles * kv heads * batch. `stats` [B, H, splits, 2]; `tickets` [B], or null, is set to 0.
 template <typename T, i32 group, bool wide>
-__global__ void __launch_bounds__(128, 4)
+__global__ void __launch_bounds__(128, 3)
     scores_of_row_kernel(ReceivedShape n, const T* q, const T* k, const bool* mask, i32 rows, double scale,
                          typename Accumulate<T>::type* s, typename Accumulate<T>::type* stats, u32* tickets) {
   using A = typename Accumulate<T>::type;
@@ -176,7 +176,7 @@ __device__ void mean_of_heads(const ReceivedShape& n, i64 b, i64 first_key, cons
 
 // Grid: chunks of blockDim.x keys * batch. A sample without a query to look from gives 0.
 template <typename A>
-__global__ void __launch_bounds__(128) mean_of_heads_kernel(ReceivedShape n, const A* s, const A* stats,
+__global__ void __launch_bounds__(128, 6) mean_of_heads_kernel(ReceivedShape n, const A* s, const A* stats,
                                                             const bool* mask, i32 rows, A* scores) {
   BP_DYNAMIC_SHARED(bytes);
   __shared__ i32 slots[32];

@@ -1,7 +1,4 @@
 // fastv_select.cu: launches the kernels. No torch: raw pointers and a stream.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "attention_received_launch.h"
 #include "fastv_select.cuh"
 #include "launch.h"
@@ -13,20 +10,15 @@ int launch_fastv_select(DType dtype, const ReceivedShape& n, const void* q, cons
                         const bool* image, const i32* keep, i32 max_keep, i32 width, double scale, void* s, void* stats,
                         u32* tickets, u32* ranks, void* scores, i32* kept, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
+  launch_scores_of_row(dtype, n, q, k, mask, i32(QueryRows::last), scale, s, stats, tickets, on);
   const auto go = [&](auto zero) {
-    using T = decltype(zero);
-    using A = typename Accumulate<T>::type;
-    launch_scores_of_row<T>(n, q, k, mask, i32(QueryRows::last), scale, s, stats, tickets, on);
+    using A = decltype(zero);
     launch(fastv_rank_kernel<A>, u32((n.keys + 127) / 128 * n.batch), 128, size_t(n.heads) * 2 * sizeof(A), on, n,
            static_cast<const A*>(s), static_cast<const A*>(stats), mask, image, keep, max_keep, width, tickets,
            static_cast<A*>(scores), ranks, kept);
   };
-  switch (dtype) {
-    case DType::f32: go(float{}); break;
-    case DType::f16: go(__half{}); break;
-    case DType::bf16: go(__nv_bfloat16{}); break;
-    case DType::f64: go(double{}); break;
-  }
+  if (dtype == DType::f64) go(double{});
+  else go(float{});
   return cudaGetLastError();
 }
 

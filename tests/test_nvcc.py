@@ -1,6 +1,7 @@
-"""Every .cu compiles with nvcc, no warning let through and no register spilled, for three generations of GPUs.
+"""Every .cu compiles with nvcc, no warning let through and no register spilled.
 
-Needs no GPU. `python tests/test_nvcc.py` prints registers and shared memory of every kernel.
+Needs no GPU. `python tests/test_nvcc.py` prints registers and shared memory of every kernel;
+BUDGETPRUNE_TEST_ARCHS="80 90 100" asks for several generations.
 """
 
 import hashlib
@@ -17,7 +18,8 @@ from budgetprune.ops._nvrtc.source import csrc, flatten
 
 NVCC = shutil.which("nvcc") or shutil.which(f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc")
 KEPT = Path(__file__).parents[1] / "build" / "nvcc"
-ARCHS = (80, 90, 100)
+# One generation takes a minute on two cores; tests/test_nvrtc.py compiles for the others too.
+ARCHS = tuple(int(arch) for arch in os.environ.get("BUDGETPRUNE_TEST_ARCHS", "90").split())
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is neither on PATH nor under CUDA_HOME")
 
@@ -54,7 +56,7 @@ def rows():
 
 
 @pytest.mark.timeout(600)
-def test_every_cuda_source_compiles_for_sm_80_90_and_100_without_a_warning(rows):
+def test_every_cuda_source_compiles_without_a_warning(rows):
     for arch in ARCHS:
         assert len([row for row in rows if row[1] == f"sm_{arch}"]) * len(ARCHS) == len(rows)
 

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "attention_received.cu"
 #include "expect.h"
 #include "fastv_select.cu"
 #include "gather_tokens.cu"
