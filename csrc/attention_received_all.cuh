@@ -16,7 +16,7 @@ constexpr i32 tile_rows = 128, tile_columns = 64;  // of a block: eight warps of
 enum class ScorePass { lse, sums };
 
 // For `lse` the rows that a block holds are queries, the columns it runs over keys, and out is [B, H, Q]; for `sums`
-// rows are keys, columns are queries with their lse in `lse`, and out is [B, H, N]. Shared memory: two tiles of columns,
+// rows are keys, columns queries with their lse in `lse`, and out is [B, H, N]. Shared memory: two tiles of columns,
 // which hold the rows first.
 template <typename T, i32 depth, ScorePass pass>
 __global__ void __launch_bounds__(256, depth < 128 ? 2 : 1)
@@ -51,17 +51,22 @@ __global__ void __launch_bounds__(256, depth < 128 ? 2 : 1)
 
   const float infinite = __uint_as_float(0x7f800000u);
   const i32 steps = (column_count + tile_columns - 1) / tile_columns;
+  const bool* column_mask = by_query ? exists : query_mask;
   const auto fetch = [&](i32 step) {
     const i32 first = step * tile_columns;
     T* const tile = tiles + step % 2 * tile_columns * stride;
-    fetch_rows<depth>(tile, by_query ? keys : queries, first, column_count, d,
-                      by_query ? n.k_strides[2] : n.q_strides[2], tile_columns);
+    // What does not exist is read as zeros: whatever stands there, NaN too, must not reach a sum.
+    const auto place = [=](i32 column) {
+      const i32 j = first + column;
+      return j < column_count && (!column_mask || column_mask[j]) ? j : -1;
+    };
+    fetch_rows_at<depth>(tile, by_query ? keys : queries, d, by_query ? n.k_strides[2] : n.q_strides[2], tile_columns,
+                         place);
     if (threadIdx.x < tile_columns) {
-      const i32 j = first + i32(threadIdx.x);
-      const bool here = j < column_count;
+      const i32 j = place(i32(threadIdx.x));
       float value;
-      if (by_query) value = here && (!exists || exists[j]) ? 0.0f : -infinite;
-      else value = here && (!query_mask || query_mask[j]) ? lse[(b * heads + h) * n.queries + j] : infinite;
+      if (by_query) value = j >= 0 ? 0.0f : -infinite;
+      else value = j >= 0 ? lse[(b * heads + h) * n.queries + j] : infinite;
       column_of[step % 2][threadIdx.x] = value;
     }
   };

@@ -20,8 +20,6 @@ pytest.importorskip("cuda.bindings.nvrtc", reason="pip install nvidia-cuda-nvrtc
 import nvrtc_bindings as nvrtc
 
 needs_halves = pytest.mark.skipif(headers.half_headers() is None, reason=headers.ADVICE)
-# Bytes written and read back, by NVRTC 13.5 and later; nvcc 13.0 spills none of these.
-MAY_SPILL = {("scores_of_row_kernel<__nv_bfloat16, 8, 1>", "sm_90"): 60, ("mean_of_heads_kernel<float>", "sm_100"): 24}
 SELECT = ("select_topk.cuh", "budgetprune::select_topk_kernel<float>", (9, 0))
 
 
@@ -63,8 +61,7 @@ def test_every_launched_kernel_compiles_by_nvrtc_and_spills_nothing(arch):
         rows = [row for found in pool.map(lambda job: compiled(*job, arch), jobs) for row in found]
     print(f"\n{table(rows)}")
     assert len(rows) >= sum(len(expressions) for _, expressions in jobs)
-    spilled = {(readable(name), arch): spilled for name, arch, _, _, spilled in rows if spilled}
-    assert {key: found for key, found in spilled.items() if found > MAY_SPILL.get(key, 0)} == {}
+    assert {(readable(name), arch): spilled for name, arch, _, _, spilled in rows if spilled} == {}
 
 
 def test_every_kernel_in_csrc_has_a_launcher():

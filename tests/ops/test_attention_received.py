@@ -248,6 +248,21 @@ def test_attention_received_by_all_rows_in_half_precision(H, heads, N, D, dtype,
     torch.testing.assert_close(more.double(), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("D", [16, 72, 128])
+def test_attention_received_never_sees_what_stands_in_padding(D, rows, dtype):
+    q, k, _ = case((2, 2, 1, 70, 70, D), dtype)
+    column = torch.arange(70)
+    mask = torch.stack((column >= 5, column < 60))  # padding on the left, and on the right past a tile's end
+    if rows == "cls":
+        mask[0] = column != 9  # query 0 must exist
+    clean = attention_received(q, k, rows=rows, mask=mask)
+    for what in (math.nan, math.inf, -math.inf):
+        dirty = [x.masked_fill(~mask[:, None, :, None], what) for x in (q, k)]
+        assert torch.equal(attention_received(*dirty, rows=rows, mask=mask), clean)
+
+
 def test_a_query_with_nan_hides_nothing_when_all_rows_look():
     q, k = torch.randn(1, 1, 70, 16).bfloat16(), torch.randn(1, 1, 70, 16).bfloat16()
     q[0, 0, 66, 3] = torch.nan
