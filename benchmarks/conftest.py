@@ -27,9 +27,11 @@ where there is one, on the GPU; BUDGETPRUNE_BENCH_DEVICES=cuda asks for some of 
 torch.get_num_threads(); set OMP_NUM_THREADS to change it.
 """
 
+import ctypes
 import os
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -56,6 +58,17 @@ def cpu_name():
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_is_kept():
+    """glibc hands large results back to the system and then faults every page in anew, which can take longer than the
+    op and falls on one provider or another by chance. For all of them memory stays, as in torch's CUDA allocator."""
+    trim_threshold, mmap_max = -1, -4
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
 
 
 @pytest.fixture(params=DEVICES)
