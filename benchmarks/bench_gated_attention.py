@@ -69,10 +69,13 @@ def inputs(shape, device):
     return q, k, v, gate
 
 
-def causal_flops(q, products):
-    """2 x multiply-adds of the products of [L, D] and half of [L, L]: two forward, five more backward."""
-    batch, heads, length, size = q.shape
-    return products * batch * heads * length * (length + 1) * size
+def causal_flops(q, gate, kept, dropped):
+    """2 x multiply-adds of so many products of [D] with every key that a query sees, by whether the gate keeps it.
+
+    Forward: two for a kept key. Backward: five more, and two for a dropped one, which gives its gate a gradient."""
+    heads, length, size = q.shape[1:]
+    seen = gate.cumsum(1).sum().item()
+    return 2 * heads * size * (kept * seen + dropped * (gate.shape[0] * length * (length + 1) / 2 - seen))
 
 
 @pytest.mark.parametrize("provider", CALLS)
@@ -82,7 +85,7 @@ def bench_forward(bench, provider, shape, device):
         pytest.skip("FlexAttention compiles for a GPU, and heads of 16 or more")
     tensors = inputs(shape, device)
     bench(provider, CALLS[provider], reference, tensors, check=check_of(provider, tensors),
-          flops=causal_flops(tensors[0], 2))
+          flops=causal_flops(tensors[0], tensors[3], 2, 0))
 
 
 @pytest.mark.parametrize("provider", CALLS)
@@ -105,4 +108,4 @@ def bench_forward_backward(bench, provider, shape, device):
 
     check = same_for_kept_tokens if provider == "eager composition" else check_of(provider, tensors)
     bench(provider, step, backward_reference, (*tensors, grad), check=check,
-          flops=causal_flops(tensors[0], 7))
+          flops=causal_flops(tensors[0], tensors[3], 7, 2))
