@@ -18,10 +18,13 @@ _registry: dict[str, type["Selector"]] = {}
 class TokenView:
     """What a method may look at; fields it did not name in `needs` may be None.
 
-    tokens: [B, N, C] features, as the projector (or, mid-LLM, the next decoder layer) would see them.
-    attention: [B, N] mean over heads of the attention that each token gets from CLS (vision side) or
-        from the last prompt token (mid-LLM), after a softmax over all keys.
-    queries, keys: [B, H, P+N, D] of one attention layer, P = `prefix` rows (CLS) first.
+    tokens: [B, N, C] features: vision side, what the projector gets where a family prunes before it, else what it
+        gives (always where the method asks for `after_projector`); mid-LLM, what the next decoder layer would see.
+    attention: [B, N] attention that each token gets, after a softmax over all keys: vision side from CLS, or, in a
+        tower without CLS, the mean over all tokens; mid-LLM from the last prompt token. Mean over heads, or of all
+        heads joined to one where the method sets `one_head`.
+    keys: [B, H, N, D] of the same attention layer, without CLS.
+    text: [B, T, C'] embeddings of the text tokens of the sample's prompt, and text_valid: [B, T] bool.
     valid: [B, N] bool, False where a sample has fewer tokens than N; None: all exist.
     grid: (rows, columns) of the patches, row by row; None where there is no grid.
     key: int64 [2], Philox seed and offset for methods that draw.
@@ -29,9 +32,9 @@ class TokenView:
 
     tokens: Tensor
     attention: Tensor | None = None
-    queries: Tensor | None = None
     keys: Tensor | None = None
-    prefix: int = 0
+    text: Tensor | None = None
+    text_valid: Tensor | None = None
     valid: Tensor | None = None
     grid: tuple[int, int] | None = None
     key: Tensor | None = None
@@ -48,7 +51,10 @@ class Selector:
 
     name: registry key, the published name in lower case.
     needs: fields of TokenView that the model must fill, beside `tokens`.
-    place: "vision", between tower and projector, or "llm", before decoder layer `layer`.
+    place: "vision", between tower and decoder, or "llm", before decoder layer `layer`.
+    after_projector: vision side: `tokens` must be what the decoder would see.
+    tower_layer: vision side: the block of the tower that `attention` and `keys` come from, -1 the last.
+    one_head: vision side: `attention` joins all heads to one, softmax(q k / sqrt(H D)).
     positions: "compact" (renumbered, as most training-free methods do) or "original" ids for what is kept.
     adaptive_count: whether the method can choose the count itself (`keep=None`).
     trainable: whether it is a torch module that learns through gates in attention.
@@ -57,6 +63,9 @@ class Selector:
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     place: ClassVar[str] = "vision"
+    after_projector: ClassVar[bool] = False
+    tower_layer: ClassVar[int] = -1
+    one_head: ClassVar[bool] = False
     positions: ClassVar[str] = "compact"
     adaptive_count: ClassVar[bool] = False
     trainable: ClassVar[bool] = False

@@ -6,18 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..ops import attention_received
 from ..plan import MergeLists, TokenPlan
 from .base import Selector, TokenView
-
-
-def cls_attention(view: TokenView) -> tuple[Tensor, Tensor]:
-    """a [B, N], attention from CLS to each token, and the keys [B, N, H*D], all heads as one."""
-    queries, keys = (view.need(name).transpose(1, 2).flatten(2) for name in ("queries", "keys"))
-    if view.prefix < 1:
-        raise ValueError("PruMerge needs a vision tower with a CLS token")
-    a = attention_received(queries[:, None, :1], keys[:, None], rows="cls", scale=keys.shape[-1] ** -0.5)
-    return a[:, view.prefix:], keys[:, view.prefix:]
 
 
 def outliers(a: Tensor) -> Tensor:
@@ -52,12 +42,14 @@ class PruMerge(Selector):
 
     Departures: outliers are counted per image, not over the flattened batch; without any outlier one
     token stays; where nothing is dropped there is no extra token (published: one of zeros); the tower's last
-    block is found, not block 23.
+    block is found, not block 23; in a tower without CLS a is the mean over all rows. Where a family prunes behind its
+    projector, projected tokens are merged.
     order: "attention", as published: kept tokens in falling a; "raster" keeps their order in the image.
     """
 
     name = "prumerge"
-    needs: ClassVar = frozenset({"queries", "keys"})
+    needs: ClassVar = frozenset({"attention", "keys"})
+    one_head: ClassVar[bool] = True
     adaptive_count: ClassVar = True
 
     neighbours: int = 32
@@ -75,7 +67,7 @@ class PruMerge(Selector):
         return a.argsort(dim=1, descending=True, stable=True), count
 
     def plan(self, view: TokenView, keep) -> TokenPlan:
-        a, keys = cls_attention(view)
+        a, keys = view.need("attention"), view.need("keys").transpose(1, 2).flatten(2)
         b, n = a.shape
         if keep is not None and min(keep) >= n:
             return TokenPlan(torch.arange(n, dtype=torch.int32, device=a.device).expand(b, n))

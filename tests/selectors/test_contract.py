@@ -9,7 +9,7 @@ from budgetprune import selectors
 from budgetprune.plan import TokenPlan
 from budgetprune.selectors import Selector, TokenView, build
 
-B, ROWS, COLUMNS, C, H, D = 4, 5, 6, 24, 3, 8
+B, ROWS, COLUMNS, C, H, D, T = 4, 5, 6, 24, 3, 8, 7
 N = ROWS * COLUMNS
 METHODS = selectors.available()
 
@@ -20,9 +20,9 @@ def view_of(seed=0, batch=B):
     def draw(*shape):
         return torch.randn(batch, *shape, generator=generator)
 
-    queries, keys = draw(H, 1 + N, D), draw(H, 1 + N, D)
-    return TokenView(draw(N, C), attention=draw(1 + N).softmax(1)[:, 1:], queries=queries, keys=keys, prefix=1,
-                     grid=(ROWS, COLUMNS), key=torch.tensor([seed, 0]))
+    text_valid = torch.arange(T) < torch.tensor([T, T - 3, 1, 2])[torch.arange(batch) % 4, None]
+    return TokenView(draw(N, C), attention=draw(1 + N).softmax(1)[:, 1:], keys=draw(H, N, D), text=draw(T, C),
+                     text_valid=text_valid, grid=(ROWS, COLUMNS), key=torch.tensor([seed, 0]))
 
 
 def made(name):
@@ -86,7 +86,7 @@ def test_a_sample_is_judged_alone_whatever_its_batch(name, keep):
 @pytest.mark.parametrize("name", [name for name in METHODS if build(name).needs - {"grid"}])
 def test_a_missing_need_is_named(name):
     bare = TokenView(view_of().tokens)
-    with pytest.raises(ValueError, match="this method needs (attention|queries|keys|key), but the model did not"):
+    with pytest.raises(ValueError, match="this method needs (attention|keys|text|key), but the model did not"):
         made(name).plan(bare, [3] * B)
 
 

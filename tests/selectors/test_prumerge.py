@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from budgetprune.ops import merge_tokens
+from budgetprune.ops import attention_received, merge_tokens
 from budgetprune.selectors import TokenView, build
 
 H, D = 4, 6
@@ -16,22 +16,22 @@ def view_of(n, seed=0, spikes=0, batch=1):
     queries = torch.randn(batch, H, 1 + n, D, generator=generator) * 0.1
     chosen = torch.randperm(n, generator=generator)[:spikes] + 1
     keys[:, :, chosen] += 30 * queries[:, :, :1]
-    return TokenView(torch.randn(batch, n, 10, generator=generator), queries=queries, keys=keys, prefix=1, grid=(n, 1))
+    a = attention_received(queries.transpose(1, 2).flatten(2)[:, None, :1], keys.transpose(1, 2).flatten(2)[:, None],
+                           rows="cls")[:, 1:]
+    return TokenView(torch.randn(batch, n, 10, generator=generator), attention=a, keys=keys[:, :, 1:], grid=(n, 1))
 
 
 def published(view, plus):
     """The authors' rule at batch 1, one token at a time, in double precision.
 
-    Facts: CLS attention of q and k as one head; outliers above Q3 + 1.5 IQR by numpy's linear percentiles; kept tokens
+    Facts: a is CLS attention of q and k as one head; outliers above Q3 + 1.5 IQR by numpy's linear percentiles; kept tokens
     in falling attention; each adds the attention-weighted 32 tokens of nearest key; a last token adds up the rest.
     """
     import numpy as np
 
-    q = view.queries[0].transpose(0, 1).flatten(1).double()
-    k = view.keys[0].transpose(0, 1).flatten(1).double()
+    k, a = view.keys[0].transpose(0, 1).flatten(1).double(), view.attention[0].double()
     x = view.tokens[0].double()
-    a = (q[0] @ k.T / k.shape[1] ** 0.5).softmax(0)[1:]
-    k, n = k[1:], len(x)
+    n = len(x)
     q1, q3 = np.percentile(a.numpy(), [25, 75])
     share = int((a > q3 + 1.5 * (q3 - q1)).sum()) / n
     index = a.topk(int(n * share)).indices.tolist()
@@ -62,7 +62,7 @@ def test_adaptive_count_is_exactly_as_published_at_batch_one(name, n, spikes):
 
 def test_without_any_outlier_one_token_and_the_merged_rest_stay():
     flat = view_of(40)
-    flat.queries.zero_()
+    flat.attention.fill_(1 / 41)
     for name, kept in (("prumerge", 1), ("prumerge_plus", 4)):  # + samples every 40 // 3 = 13th: 0, 13, 26, 39
         plan = build(name).plan(flat, None)
         assert (plan.kept[0] >= 0).sum() == kept
@@ -101,8 +101,7 @@ def test_plus_takes_half_by_attention_and_half_evenly_spaced():
 
 def test_a_batch_counts_the_outliers_of_each_image():
     views = [view_of(64, seed=1, spikes=3), view_of(64, seed=2, spikes=9)]
-    both = TokenView(**{name: torch.cat([getattr(v, name) for v in views]) for name in ("tokens", "queries", "keys")},
-                     prefix=1)
+    both = TokenView(**{name: torch.cat([getattr(v, name) for v in views]) for name in ("tokens", "attention", "keys")})
     for name in ("prumerge", "prumerge_plus"):
         plan, alone = build(name).plan(both, None), [build(name).plan(v, None) for v in views]
         assert plan.counts() == [p.counts()[0] for p in alone]
@@ -115,8 +114,7 @@ def test_a_batch_counts_the_outliers_of_each_image():
 def test_the_lists_of_a_batch_hold_the_neighbours_and_the_dropped_and_no_more(name, keep):
     """Of 64 tokens: a kept one and its 32 neighbours, then the dropped; nothing beyond a sample's own length."""
     parts = [view_of(64, seed=seed, spikes=spikes) for seed, spikes in ((1, 3), (2, 9), (3, 0), (4, 6))]
-    view = TokenView(*(torch.cat([getattr(p, f) for p in parts]) if f != "attention" else None
-                       for f in ("tokens", "attention", "queries", "keys")), prefix=1)
+    view = TokenView(*(torch.cat([getattr(p, f) for p in parts]) for f in ("tokens", "attention", "keys")))
     plan = build(name).plan(view, keep)
     assert plan.merge.index.shape == (4, 33 * plan.kept.shape[1] + 64)
     for b, (matrix, count) in enumerate(zip(plan.merge.dense(64), plan.counts())):
@@ -143,13 +141,10 @@ def test_bad_options_are_refused():
         build("prumerge", order="up")
     with pytest.raises(ValueError, match="neighbours must be at least 0, got -1"):
         build("prumerge_plus", neighbours=-1)
-    with pytest.raises(ValueError, match="PruMerge needs a vision tower with a CLS token"):
-        build("prumerge").plan(TokenView(torch.zeros(1, 4, 2), queries=torch.zeros(1, 1, 4, 2),
-                                         keys=torch.zeros(1, 1, 4, 2)), [2])
 
 
 def test_the_sample_of_plus_may_reach_the_last_patch():
     """Published: range(0, 575, s), written for 576 patches, leaves out the last even where the stride meets it."""
     flat = view_of(64)
-    flat.queries.zero_()
+    flat.attention.fill_(1 / 65)
     assert build("prumerge_plus").plan(flat, None).kept[0].tolist() == [0, 21, 42, 63]
