@@ -38,7 +38,7 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
               budgetprune_gate=None, budgetprune_probe=None, **kwargs):
     """The attention function of a tapped layer: gated in training, shown to a probe, otherwise the model's own.
 
-    budgetprune_gate: (gate [B, L], mask [B, L] bool or None). budgetprune_probe: called with module, q, k.
+    budgetprune_gate: (gate [B, L], mask [B, L] bool or None). budgetprune_probe: called with module, q, k and the call's keywords.
     """
     if budgetprune_gate is not None:
         if dropout:
@@ -47,7 +47,7 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
         return gated_attention(query, key, value, gate, mask=mask, causal=True, scale=scaling).transpose(1, 2), None
     probe = budgetprune_probe or encoding.get()
     if probe is not None:
-        probe(module, query, key)
+        probe(module, query, key, **kwargs)
     untapped = Untapped(module)
     eager = sys.modules[type(module).__module__].eager_attention_forward
     real = ALL_ATTENTION_FUNCTIONS.get_interface(untapped.config._attn_implementation, eager)

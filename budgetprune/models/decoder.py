@@ -38,7 +38,7 @@ class DecoderState:
     attention_mask: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(self, module, query, key):
+    def __call__(self, module, query, key, **kwargs):
         """Probe of the layer before: the attention that every key gets from the last prompt token."""
         if self.scores is None:
             keys = key[:, :, : self.length]  # a static cache hands over columns that are still empty
@@ -72,7 +72,7 @@ def find_image_tokens(model, kwargs: dict) -> dict:
     """Forward arguments with the image mask added, which the decoder's hook takes out again."""
     ids = kwargs.get("input_ids")
     if ids is not None:
-        is_image = ids == model.budget_pruner.family(model).image_token_id(model)
+        is_image = model.budget_pruner.family(model).is_placeholder(model, ids)
         if bool(is_image.any()):
             kwargs["budgetprune_image"] = (is_image, model.budget_pruner)
     return kwargs

@@ -1,142 +1,259 @@
 """The vision side: encode the images, let a method choose, hand what stays to the untouched model."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from ..ops import attention_received, gather_tokens, merge_tokens
-from ..plan import TokenPlan
-from ..selectors import TokenView
 from . import attention
+from .base import Family
+from .choice import Group, Looks, Probe, anchors, gates_of, groups_of, joined, plan_groups, reduced
 from .shrink import check_placeholders, shrink
 
 
-@dataclass
 class Encoding:
-    """One call of the encoder. The tapped attention layer shows it queries and keys; the projector's
-    pre-hook hands it the features and gets back those that stay."""
+    """One call of the encoder, and what is decided in it. The tapped attention layer shows it queries and keys.
 
-    pruner: object
-    cls: bool  # row 0 of the features is CLS, which goes to the language model
-    gates: bool  # training: everything stays, a gate is drawn
-    grid: tuple[int, int]
-    queries: Tensor | None = None
-    keys: Tensor | None = None
-    plan: TokenPlan | None = None
-    gate: Tensor | None = None
-    packed: bool = False
+    lengths: {medium: placeholders of each of its images}. copies: how often each placeholder stays, of all images in
+    order; None: nothing moves. gate: in training [N_i] of each image, over its placeholders.
+    """
 
-    def __call__(self, module, query, key):
-        self.queries, self.keys = query, key
+    # Whether the projector's pre-hook hands it the features.
+    before_projector = False
 
-    def view(self, tokens: Tensor) -> TokenView:
-        needs, heard = self.pruner.selector.needs, self.queries is not None
-        prefix = self.queries.shape[2] - tokens.shape[1] if heard else 0
-        received = None
-        if "attention" in needs:
-            received = attention_received(self.queries[:, :, :1], self.keys, rows="cls")[:, prefix:]
-        draws = self.gates or "key" in needs
-        return TokenView(tokens, attention=received, queries=self.queries, keys=self.keys, prefix=prefix,
-                         grid=self.grid, key=self.pruner.next_key(tokens) if draws else None)
+    def __init__(self, model, family: Family, inputs: dict, positions: Tensor | None, *, gates: bool):
+        self.model, self.family, self.inputs, self.gates = model, family, inputs, gates
+        self.pruner = model.budget_pruner
+        self.selector = self.pruner.selector
+        # Then an output token must stand where the token was that it is made of.
+        self.in_place = self.selector.positions == "original" or positions is not None
+        self.keeps_cls = family.keeps_cls(model, inputs)
+        self.probes: dict[str, Probe] = {}
+        self.lengths: dict[str, list[int]] = {}
+        self.medium, self.plan, self.copies, self.gate = None, None, None, None
+
+    def __call__(self, module, query, key, **kwargs):
+        self.probes[self.medium](module, query, key, **kwargs)
+
+    def run(self, medium: str):
+        """The encoder on the images (or videos) of one medium; hooks find this call meanwhile."""
+        self.medium = medium
+        self.probes[medium] = Probe(self.family.has_cls(self.model), self.selector.one_head)
+        token = attention.encoding.set(self)
+        try:
+            return self.encoder(medium)
+        finally:
+            attention.encoding.reset(token)
+
+    def encoder(self, medium: str):
+        return self.family.encode(self.model, medium, self.inputs)
+
+    def choose(self, tokens, grids) -> list[Group]:
+        """Plans, or in training draws gates, for images with these tokens ([N_i, C] each, or [B, N, C])."""
+        counts = self.pruner.counts([len(x) for x in tokens], training=self.gates)
+        draws = self.gates or "key" in self.selector.needs
+        groups = groups_of(tokens, grids, self.looks(), self.pruner, draws)
+        if self.gates:
+            self.gate = gates_of(groups, self.selector, counts, self.pruner.noise)
+        else:
+            plan_groups(groups, self.selector, counts)
+            self.plan = joined(groups)
+        return groups
+
+    def looks(self) -> Looks:
+        looks, needs = Looks(), self.selector.needs
+        for name in needs & {"attention", "keys"}:
+            packed = []
+            for medium in self.lengths:
+                probe = self.probes[medium]
+                looks.heads = probe.heads
+                rows = self.family.pack(self.model, medium, self.inputs, getattr(probe, name)())
+                packed += [x[~x[:, 0].isnan()] for x in rows]
+            setattr(looks, name, [x[:, 0] for x in packed] if name == "attention" else packed)
+        if "text" in needs:
+            looks.text, looks.text_valid = self.text()
+        return looks
+
+    @torch.no_grad()
+    def text(self) -> tuple[Tensor, Tensor]:
+        """Embeddings [images, T, C] of the text tokens around each image, and [images, T] bool, which exist."""
+        ids, mask = self.inputs["input_ids"], self.inputs.get("attention_mask")
+        is_text = ~self.family.is_placeholder(self.model, ids)
+        if mask is not None:
+            is_text = is_text & mask.bool()
+        order = (~is_text).long().argsort(dim=1, stable=True)[:, : int(is_text.sum(1).max())]
+        embedded = self.model.get_input_embeddings()(ids.gather(1, order))
+        rows = []
+        for medium, lengths in self.lengths.items():
+            is_media = ids == self.family.token_ids(self.model)[medium]
+            check_placeholders(is_media, lengths, medium)
+            rows += is_media.nonzero()[:, 0].split(lengths)
+        rows = torch.stack([row[0] for row in rows])
+        return embedded[rows], is_text.gather(1, order)[rows]
+
+    def places(self, group: Group) -> tuple[Tensor, Tensor | None]:
+        """[B, N] bool, the placeholders that stay, and the order of the output tokens (see choice.anchors)."""
+        taken, order = anchors(group.plan, group.view.tokens.shape[1])
+        return taken, order if self.in_place else None
+
+
+class BeforeProjector(Encoding):
+    """All images have as many patches; the projector works on those that stay. CLS may stand before them."""
+
+    before_projector = True
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.cls = self.keeps_cls or getattr(self.selector, "use_cls", False)
+        self.packed = None
+
+    def encoder(self, medium):
+        return self.family.encode(self.model, medium, self.inputs, cls=self.cls)
 
     def features(self, features: Tensor) -> Tensor:
         """What the projector gets instead of `features` [images, P+N, C]."""
         prefix = int(self.cls)
         patches = features[:, prefix:]
-        counts = self.pruner.counts([patches.shape[1]] * len(patches), training=self.gates)
+        images, tokens = patches.shape[:2]
+        self.lengths[self.medium] = [tokens + int(self.keeps_cls)] * images
+        groups = self.choose(patches, self.family.grids(self.model, self.medium, self.inputs, [tokens] * images))
+        added = self.cls and not self.keeps_cls  # the prompt has no place for CLS: the first patch lends its own
         if self.gates:
-            self.gate = self.pruner.selector.gate(self.view(patches), counts, self.pruner.noise)
-            return features
-        self.plan = self.pruner.selector.plan(self.view(patches), counts)
-        if self.plan.keeps_all(patches.shape[1]):
-            return features
-        self.packed = True
-        counts, kept = self.plan.counts(), self.plan.kept
-        if self.plan.merge is not None:  # then what stays is all output tokens of a sample, the first of its row
-            merged = merge_tokens(patches, *self.plan.merge)
-            features = torch.cat([features[:, :prefix], merged], dim=1) if prefix else merged
-            place = torch.arange(self.plan.width, dtype=torch.int32, device=kept.device).expand(len(kept), -1)
-            lengths = self.plan.lengths
-            kept = place if lengths is None else place.masked_fill(place >= lengths[:, None], -1)
-        total = sum(counts) + prefix * len(patches)
-        return gather_tokens(features, kept, prefix=prefix, packed=True, total=total).tokens[None]
-
-    def copies(self, tokens: int, placeholders: int) -> Tensor:
-        """[images, placeholders] int: how often each image placeholder of the prompt stays."""
-        kept = self.plan.kept
-        if self.plan.merge is None:
-            stay = self.plan.mask(tokens).long()
+            ones = torch.ones_like(self.gate[0][:1])
+            self.gate = [torch.cat([ones, gate]) for gate in self.gate] if prefix else self.gate
+            copies = torch.ones(images, tokens, dtype=torch.long, device=features.device)
         else:
-            counts = torch.tensor(self.plan.counts(), device=kept.device)[:, None]
-            stay = (torch.arange(tokens, device=kept.device) < counts).long()
-        if placeholders > tokens:  # the prompt has a place for CLS
-            return torch.cat([torch.ones_like(stay[:, :1]), stay], dim=1)
-        if self.cls:  # it has none: the first placeholder lends its own
-            stay[:, 0] += 1
-        return stay
+            (group,) = groups
+            taken, order = self.places(group)
+            copies = taken.long()
+        if self.keeps_cls:
+            copies = torch.cat([torch.ones_like(copies[:, :1]), copies], dim=1)
+        elif added:
+            copies[:, 0] += 1
+        everything = self.gates or self.plan.keeps_all(tokens)
+        self.copies = copies.flatten() if added or not everything else None
+        if everything:
+            return features
+        self.packed = [n + prefix for n in self.plan.counts()]
+        return reduced(features, self.plan, prefix, order)[None]
+
+    def finish(self, outputs: dict) -> dict:
+        for medium, out in outputs.items():
+            features = list(out.pooler_output)
+            if self.packed:  # one entry per image: generate() repeats entries for beams
+                features = list(features[0].split(self.packed))
+            outputs[medium] = type(out)(pooler_output=features)
+        return outputs
+
+
+class BehindEncoder(Encoding):
+    """Images of any size and in several media, whose tokens may not all be patches."""
+
+    def finish(self, outputs: dict) -> dict:
+        every, inside, grids = [], [], []
+        for medium, out in outputs.items():
+            features = list(out.pooler_output)
+            self.lengths[medium] = [len(x) for x in features]
+            patches = self.family.structure(self.model, medium, self.inputs, features) or \
+                [torch.ones(len(x), dtype=torch.bool, device=x.device) for x in features]
+            grids += self.family.grids(self.model, medium, self.inputs, [int(x.sum()) for x in patches])
+            every, inside = every + features, inside + patches
+        groups = self.choose([x[m] for x, m in zip(every, inside)], grids)
+        if self.gates:
+            self.gate = [m.float().masked_scatter(m, g) + (~m).float() for m, g in zip(inside, self.gate)]
+            return outputs
+        if all(group.plan.keeps_all(group.view.tokens.shape[1]) for group in groups):
+            return outputs
+        return self.shortened(outputs, every, inside, groups)
+
+    def shortened(self, outputs, every, inside, groups) -> dict:
+        """`outputs` with what stays, and self.copies."""
+        levels = [every] + [sum((list(out.deepstack_features[i]) for out in outputs.values()), [])
+                            for i in range(self._deep(outputs))]
+        kept = [list(level) for level in levels]
+        copies: list = [None] * len(every)
+        for group in groups:
+            taken, order = self.places(group)
+            if group.plan.keeps_all(taken.shape[1]):
+                for image in group.members:
+                    copies[image] = torch.ones_like(inside[image], dtype=torch.long)
+                continue
+            for level, out in zip(levels, kept):
+                tokens = group.view.tokens if level is every else \
+                    torch.stack([level[i][inside[i]] for i in group.members])
+                rows = reduced(tokens, group.plan, order=order).split(group.plan.counts())
+                for image, row in zip(group.members, rows):
+                    out[image] = torch.cat([level[image][~inside[image]], row]) if self.keeps_cls else row
+            for image, row in zip(group.members, taken):
+                stay = torch.full_like(inside[image], int(self.keeps_cls), dtype=torch.long)
+                copies[image] = stay.masked_scatter(inside[image], row.long())
+        self.copies = torch.cat(copies)
+        result, start = {}, 0
+        for medium, out in outputs.items():
+            end = start + len(self.lengths[medium])
+            fields = {"pooler_output": kept[0][start:end]}
+            if len(kept) > 1:
+                fields["deepstack_features"] = [level[start:end] for level in kept[1:]]
+            result[medium], start = type(out)(**fields), end
+        return result
+
+    @staticmethod
+    def _deep(outputs):
+        return len(getattr(next(iter(outputs.values())), "deepstack_features", None) or ())
 
 
 def project(module, args):
     """Forward pre-hook of the projector."""
     call = attention.encoding.get()
-    return None if call is None else (call.features(args[0]), *args[1:])
+    return None if call is None or not call.before_projector else (call.features(args[0]), *args[1:])
 
 
-def encode(model, inputs: dict, *, gates: bool):
+def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dict:
     """Replaces the images of `inputs` by their kept features, and shrinks the prompt to match.
 
-    Returns (forward arguments for the untouched model, what was decided). With `gates` the sequence keeps
-    all its tokens, and the arguments carry the gates for attention instead.
+    Returns forward arguments for the untouched model. With `gates` the sequence keeps all its tokens, and the arguments
+    carry the gates for attention instead. generating: generate() counts positions from 0 in every model.
     """
     pruner, family = model.budget_pruner, model.budget_pruner.family(model)
     ids = inputs.get("input_ids")
+    media = [medium for medium, pixels in family.media.items() if inputs.get(pixels) is not None]
     if ids is None:
-        raise ValueError("input_ids must be given with pixel_values: a pruned model finds its image tokens there")
-    keeps_cls = family.keeps_cls(model, inputs)
-    emit_cls = keeps_cls or getattr(pruner.selector, "use_cls", False)
-    _, _, grid = family.features(model)
-    call = Encoding(pruner, cls=emit_cls, gates=gates, grid=grid)
-    token = attention.encoding.set(call)
-    try:
-        outputs = family.encode(model, inputs, cls=emit_cls)
-    finally:
-        attention.encoding.reset(token)
+        raise ValueError(f"input_ids must be given with {family.media[media[0]]}: a pruned model finds its image "
+                         "tokens there")
+    where = family.position_ids(model, inputs)
+    before = family.before_projector and not pruner.selector.after_projector
+    call = (BeforeProjector if before else BehindEncoder)(model, family, inputs, where, gates=gates)
+    outputs = call.finish({medium: call.run(medium) for medium in media})
 
-    is_image = ids == family.image_token_id(model)
-    decided = call.gate if gates else call.plan.kept
-    images, tokens = len(decided), grid[0] * grid[1]
-    placeholders = tokens + int(keeps_cls)
-    check_placeholders(is_image, images, placeholders)
-    rest = {name: value for name, value in inputs.items() if name not in family.image_arguments}
-    pad = model.config.get_text_config().pad_token_id or 0
-    added_cls = emit_cls and not keeps_cls
-    if gates:
-        copies = torch.ones(images, placeholders, dtype=torch.long, device=ids.device)
-        copies[:, 0] += int(added_cls)
-    elif call.packed or added_cls:
-        copies = call.copies(tokens, placeholders)
-    else:
-        copies = None
-    if copies is not None and (not gates or added_cls):
-        rest, index, valid = shrink(rest, is_image, copies, positions=pruner.selector.positions, pad_token_id=pad)
+    times = torch.ones_like(ids)
+    start = 0
+    for medium, lengths in call.lengths.items():
+        is_media = ids == family.token_ids(model)[medium]
+        check_placeholders(is_media, lengths, medium)
+        if call.copies is not None:
+            times = times.masked_scatter(is_media, call.copies[start:start + sum(lengths)].to(times.dtype))
+        start += sum(lengths)
+    used = {*family.media.values(), *family.encoder_arguments}
+    rest = {name: value for name, value in inputs.items() if name not in used}
+    if where is not None:
+        rest["position_ids"] = where
+    if call.copies is not None:
+        pad = model.config.get_text_config().pad_token_id or 0
+        rest, index, valid = shrink(rest, times, positions=pruner.selector.positions, pad_token_id=pad,
+                                    first_position=0 if generating else family.first_position)
         pruner.record(call.plan, index, valid)
     else:
         pruner.record(call.plan)
     if gates:
-        rest["budgetprune_gate"] = sequence_gate(rest, family.image_token_id(model), call.gate, emit_cls)
-    features = list(outputs.pooler_output)
-    if call.packed:  # one entry per image: generate() repeats entries for beams
-        features = list(features[0].split([n + int(emit_cls) for n in call.plan.counts()]))
-    rest["mm_encoder_outputs"] = {"image": type(outputs)(pooler_output=features)}
+        rest["budgetprune_gate"] = sequence_gate(rest, family.token_ids(model), call)
+    rest["mm_encoder_outputs"] = outputs
     return rest
 
 
-def sequence_gate(inputs: dict, image_token_id: int, gate: Tensor, has_cls: bool) -> tuple[Tensor, Tensor | None]:
+def sequence_gate(inputs: dict, token_ids: dict, call: Encoding) -> tuple[Tensor, Tensor | None]:
     """(gate [B, L] over the whole sequence, 1 for all that is no patch; mask [B, L] bool or None)."""
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    if has_cls:
-        gate = torch.cat([torch.ones_like(gate[:, :1]), gate], dim=1)
-    full = torch.ones(ids.shape, dtype=gate.dtype, device=ids.device)
-    full = full.masked_scatter(ids == image_token_id, gate)
+    ids, mask, start = inputs["input_ids"], inputs.get("attention_mask"), 0
+    full = torch.ones(ids.shape, dtype=call.gate[0].dtype, device=ids.device)
+    for medium, lengths in call.lengths.items():
+        own = call.gate[start:start + len(lengths)]
+        full = full.masked_scatter(ids == token_ids[medium], torch.cat(own))
+        start += len(lengths)
     return full, None if mask is None else mask.bool()

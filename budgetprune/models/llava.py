@@ -1,34 +1,27 @@
-"""LLaVA-1.5: CLIP tower, two-layer projector, Llama."""
+"""LLaVA-1.5: CLIP (or SigLIP) tower, two-layer projector, Llama."""
 
-import inspect
-
-from .base import Family
+from .base import Family, arguments_of, split_patches
 
 
 class Llava(Family):
-    """LlavaForConditionalGeneration with a CLIP tower."""
+    """LlavaForConditionalGeneration with a CLIP or SigLIP tower."""
 
     classes = ("LlavaForConditionalGeneration",)
-    image_arguments = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+    encoder_arguments = ("image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+    before_projector = True
 
     def __init__(self, model):
-        tower = getattr(model.config.vision_config, "model_type", None)
-        if tower != "clip_vision_model":
-            raise ValueError(f"model must have a CLIP vision tower (clip_vision_model), got {tower}")
-        if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-            raise ValueError("model.forward must take mm_encoder_outputs: transformers 5.23 or newer is needed")
-
-    def image_token_id(self, model):
-        return model.config.image_token_id
+        super().__init__(model)
+        self.tower = tower_type(model, "clip_vision_model", "siglip_vision_model")
 
     def projector(self, model):
         return model.model.multi_modal_projector
 
-    def decoder(self, model):
-        return model.model.language_model
+    def tower_attention(self, model, layer):
+        return model.model.vision_tower.encoder.layers[layer].self_attn
 
-    def tower_attention(self, model):
-        return model.model.vision_tower.encoder.layers[-1].self_attn
+    def tower_depth(self, model):
+        return len(model.model.vision_tower.encoder.layers)
 
     def features(self, model):
         vision = model.config.vision_config
@@ -38,13 +31,34 @@ class Llava(Family):
         return width, side * side, (side, side)
 
     def has_cls(self, model):
-        return True
+        return self.tower == "clip_vision_model"
 
     def keeps_cls(self, model, inputs):
         strategy = inputs.get("vision_feature_select_strategy") or model.config.vision_feature_select_strategy
-        return strategy == "full"
+        return self.has_cls(model) and strategy == "full"
 
-    def encode(self, model, inputs, *, cls):
-        arguments = {name: inputs[name] for name in self.image_arguments if inputs.get(name) is not None}
-        arguments["vision_feature_select_strategy"] = "full" if cls else "default"
+    def encode(self, model, medium, inputs, *, cls=None):
+        """cls: whether the projector gets CLS too, in row 0; None: as the model has it."""
+        arguments = arguments_of(type(model.model).get_image_features, inputs)
+        if cls is not None and self.has_cls(model):
+            arguments["vision_feature_select_strategy"] = "full" if cls else "default"
         return model.model.get_image_features(**arguments, return_dict=True)
+
+    def pack(self, model, medium, inputs, values):
+        return split_patches(values, [values.shape[1]] * len(values))
+
+    def structure(self, model, medium, inputs, features):
+        if not self.keeps_cls(model, inputs):
+            return None
+        patches = [x.new_ones(len(x), dtype=bool) for x in features]
+        for row in patches:
+            row[0] = False
+        return patches
+
+
+def tower_type(model, *known: str) -> str:
+    """The vision tower's model_type; ValueError where it is none of `known`."""
+    found = getattr(model.config.vision_config, "model_type", None)
+    if found not in known:
+        raise ValueError(f"model must have a vision tower of {' or '.join(known)}, got {found}")
+    return found

@@ -156,13 +156,11 @@ def prune(model: nn.Module, method: str | Selector, *, keep=None, train_keep: tu
         raise ValueError(f"options go to a method given by name, got {sorted(options)} beside a Selector")
     if train_keep is not None and not method.trainable:
         raise ValueError(f"train_keep is for trainable methods, {method.name} is not")
-    if "queries" in method.needs and not family.has_cls(model):
-        raise ValueError(f"{method.name} needs a vision tower with a CLS token")
     width, patches, _ = family.features(model)
     if method.trainable:
         method.bind(width, patches)
     pruner = Pruner(method, keep, train_keep, seed)
-    reference = next(family.projector(model).parameters())
+    reference = model.get_input_embeddings().weight
     # Not to the model's dtype: a float16 controller cannot be trained, and a bfloat16 one is another one.
     pruner.to(device=reference.device).train(model.training)
 
@@ -171,9 +169,10 @@ def prune(model: nn.Module, method: str | Selector, *, keep=None, train_keep: tu
         if method.place == "llm":
             handles += decoder.install(model, pruner, family)
         else:
-            handles.append(family.projector(model).register_forward_pre_hook(project))
-            if method.needs & {"attention", "queries", "keys"}:
-                attention.tap(family.tower_attention(model))
+            if family.before_projector and not method.after_projector:
+                handles.append(family.projector(model).register_forward_pre_hook(project))
+            if method.needs & {"attention", "keys"}:
+                attention.tap(family.tower_attention(model, method.tower_layer))
             if method.trainable:
                 for block in family.decoder(model).layers:
                     attention.tap(block.self_attn)
@@ -200,7 +199,8 @@ def unprune(model: nn.Module) -> nn.Module:
 def _detach(model, family, handles):
     for handle in handles:
         handle.remove()
-    for module in [family.tower_attention(model), *(block.self_attn for block in family.decoder(model).layers)]:
+    tower = [family.tower_attention(model, layer) for layer in range(family.tower_depth(model))]
+    for module in [*tower, *(block.self_attn for block in family.decoder(model).layers)]:
         attention.untap(module)
 
 
