@@ -218,8 +218,15 @@ def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dic
     if ids is None:
         raise ValueError(f"input_ids must be given with {family.media[media[0]]}: a pruned model finds its image "
                          "tokens there")
+    if gates and family.prefix_lm:
+        raise ValueError(f"{pruner.selector.name} cannot be trained in {type(model).__name__}: gates act inside causal "
+                         "attention, and its prompt's tokens see each other in both directions; train it in another "
+                         "model, or call model.eval()")
     where = family.position_ids(model, inputs)
     before = family.before_projector and not pruner.selector.after_projector
+    if getattr(pruner.selector, "use_cls", False) and not before:
+        raise ValueError(f"use_cls must be False in {type(model).__name__}: tokens are chosen behind its projector, "
+                         "which CLS does not pass")
     call = (BeforeProjector if before else BehindEncoder)(model, family, inputs, where, gates=gates)
     outputs = call.finish({medium: call.run(medium) for medium in media})
 

@@ -13,6 +13,9 @@ class Llava(Family):
     def __init__(self, model):
         super().__init__(model)
         self.tower = tower_type(model, "clip_vision_model", "siglip_vision_model")
+        if not self.has_cls(model) and model.config.vision_feature_select_strategy != "full":
+            raise ValueError("vision_feature_select_strategy must be 'full' for a tower without CLS, or its first "
+                             f"patch is lost; got {model.config.vision_feature_select_strategy!r}")
 
     def projector(self, model):
         return model.model.multi_modal_projector

@@ -216,23 +216,38 @@ def _before_forward(model, args, kwargs):
     pruner = model.budget_pruner
     if pruner.selector.place == "llm":
         return (), decoder.find_image_tokens(model, kwargs)
-    if kwargs.get("pixel_values") is not None and not kwargs.get("mm_encoder_outputs"):
+    family, given = pruner.family(model), kwargs.get("mm_encoder_outputs")
+    if not given and any(kwargs.get(pixels) is not None for pixels in family.media.values()):
         inputs = {name: value for name, value in kwargs.items() if value is not None}
         gates = pruner.selector.trainable and model.training and torch.is_grad_enabled()
-        return (), encode(model, inputs, gates=gates)
-    where, ids = kwargs.get("position_ids"), kwargs.get("input_ids")
-    ours = kwargs.get("mm_encoder_outputs") and ids is not None and where is not None
-    if ours and kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None:
-        # Gaps in position ids without mask and cache would be read as several packed sequences.
-        kwargs["attention_mask"] = torch.ones_like(where.expand(len(ids), -1))
+        kwargs = encode(model, inputs, gates=gates)
+        given = kwargs["mm_encoder_outputs"]
+    else:
+        where, ids = kwargs.get("position_ids"), kwargs.get("input_ids")
+        ours = given and ids is not None and where is not None
+        if ours and kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None:
+            # Gaps in position ids without mask and cache would be read as several packed sequences.
+            kwargs["attention_mask"] = torch.ones_like(ids)
+    if given:
+        kwargs["mm_encoder_outputs"] = {name: _one_tensor(out) if name in family.one_tensor else out
+                                        for name, out in given.items()}
     return (), kwargs
+
+
+def _one_tensor(output):
+    """The same with its features as one tensor; a list of them, which beams need, may hold images of any size."""
+    features = output.pooler_output
+    if isinstance(features, torch.Tensor):
+        return output
+    return type(output)(pooler_output=torch.cat(list(features))[None])
 
 
 def _generate(self, inputs=None, *args, **kwargs):
     """generate() on the shrunk prompt; the caller's own prompt stands in front of what comes back."""
     stock = type(self).generate
     pruner, ids = self.budget_pruner, kwargs.pop("input_ids", inputs)
-    if ids is None or kwargs.get("pixel_values") is None:
+    media = pruner.family(self).media.values()
+    if ids is None or all(kwargs.get(pixels) is None for pixels in media):
         return stock(self, ids, *args, **kwargs)
     if pruner.selector.place == "llm":
         _refuse_unsound(pruner.selector.name, _generation_config(self, args, kwargs), kwargs)
@@ -245,7 +260,7 @@ def _generate(self, inputs=None, *args, **kwargs):
     given = {name: kwargs.pop(name) for name in list(kwargs) if name in names and kwargs[name] is not None}
     options = {key: given.pop(key) for key in ("past_key_values", "use_cache") if key in given}
     with torch.no_grad():
-        shrunk = encode(self, {"input_ids": ids, **given}, gates=False)
+        shrunk = encode(self, {"input_ids": ids, **given}, gates=False, generating=True)
     less = ids.shape[1] - shrunk["input_ids"].shape[1]
     config = _generation_config(self, args, kwargs)
     for name, newer in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):

@@ -28,7 +28,7 @@ class VisionTokenController(nn.Module):
 
     vision_dim: C of the patch features. num_patches: N; each position has a learned bias on its logit. The biases begin
         apart (normal, 0.5): patches that look alike, those of one object, then come to different ranks, and a small
-        budget is spread over objects.
+        budget is spread over objects. None: images of any size, and no such bias.
     tau: temperature of the selection; divides the logits (race, fermi) or the noisy logits (softmax).
     use_cls: CLS takes part: where the model keeps it, it is always kept; where the model drops it, it is
         put first, so that [B, 1+K, C] reaches the projector.
@@ -38,7 +38,7 @@ class VisionTokenController(nn.Module):
     hidden_dim: width of the per-patch MLP.
     """
 
-    def __init__(self, vision_dim: int, num_patches: int, tau: float = 5.0, use_cls: bool = True, *,
+    def __init__(self, vision_dim: int, num_patches: int | None, tau: float = 5.0, use_cls: bool = True, *,
                  estimator: str = "race", fusion: str = "add", hidden_dim: int | None = None):
         super().__init__()
         if estimator not in NOISE_OF:
@@ -51,7 +51,7 @@ class VisionTokenController(nn.Module):
         self.estimator, self.fusion = estimator, fusion
         width = hidden_dim or vision_dim
         self.norm = nn.LayerNorm(vision_dim)
-        self.position = nn.Parameter(0.5 * torch.randn(num_patches))
+        self.position = nn.Parameter(0.5 * torch.randn(num_patches)) if num_patches else None
         self.budget = BudgetEmbedding(vision_dim) if fusion != "none" else None
         self.reader = nn.MultiheadAttention(vision_dim, 1, batch_first=True) if fusion == "cross" else None
         joined = vision_dim * (2 if fusion == "concat" else 1)
@@ -68,8 +68,8 @@ class VisionTokenController(nn.Module):
 
     def logits(self, features: Tensor, budget: Tensor) -> Tensor:
         """[B, N] from features [B, N, C] and budgets [B], the fraction kept."""
-        if features.dim() != 3 or features.shape[1] != self.num_patches:
-            raise ValueError(f"features must be [B, {self.num_patches}, C], got shape {list(features.shape)}")
+        if features.dim() != 3 or self.num_patches not in (None, features.shape[1]):
+            raise ValueError(f"features must be [B, {self.num_patches or 'N'}, C], got shape {list(features.shape)}")
         patches = self.norm(features.to(self.norm.weight.dtype))
         if self.fusion != "none":
             embedded = self.budget(budget)[:, None]
@@ -79,7 +79,8 @@ class VisionTokenController(nn.Module):
                 patches = torch.cat([patches, embedded.expand_as(patches)], dim=-1)
             else:
                 patches = patches + embedded
-        return self.head(patches).squeeze(-1).float() + self.position.float()
+        logits = self.head(patches).squeeze(-1).float()
+        return logits if self.position is None else logits + self.position.float()
 
     def forward(self, features: Tensor, keep: int | float | list | Tensor, *, key: Tensor | None = None,
                 noise: bool = True) -> ControllerOutput:

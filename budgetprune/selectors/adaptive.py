@@ -35,8 +35,8 @@ class Adaptive(nn.Module, Selector):
     def options(self) -> dict:
         return dict(self._options)
 
-    def bind(self, vision_dim: int, num_patches: int) -> None:
-        """Makes the controller for a model with this feature width and number of patches."""
+    def bind(self, vision_dim: int, num_patches: int | None) -> None:
+        """Makes the controller for a model with this feature width and number of patches (None: any)."""
         if self.controller is None:
             self.controller = VisionTokenController(vision_dim, num_patches, **self._options)
 
