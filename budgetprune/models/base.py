@@ -19,6 +19,7 @@ class Family(ABC):
         among what the encoder hands to the decoder.
     one_tensor: media whose features the model wants as one tensor [B, n, C], not as a list of [n, C].
     first_position: position id of the first token where the model counts by itself.
+    mrope: whether `position_ids` gives positions of its own, several per token.
     prefix_lm: whether the prompt's tokens see each other in both directions.
     """
 
@@ -28,6 +29,7 @@ class Family(ABC):
     before_projector: ClassVar[bool] = False
     one_tensor: ClassVar[frozenset[str]] = frozenset()
     first_position: ClassVar[int] = 0
+    mrope: ClassVar[bool] = False
     prefix_lm: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs):

@@ -19,12 +19,12 @@ class Encoding:
     # Whether the projector's pre-hook hands it the features.
     before_projector = False
 
-    def __init__(self, model, family: Family, inputs: dict, positions: Tensor | None, *, gates: bool):
+    def __init__(self, model, family: Family, inputs: dict, *, gates: bool):
         self.model, self.family, self.inputs, self.gates = model, family, inputs, gates
         self.pruner = model.budget_pruner
         self.selector = self.pruner.selector
         # Then an output token must stand where the token was that it is made of.
-        self.in_place = self.selector.positions == "original" or positions is not None
+        self.in_place = self.selector.positions == "original" or family.mrope
         self.keeps_cls = family.keeps_cls(model, inputs)
         self.probes: dict[str, Probe] = {}
         self.lengths: dict[str, list[int]] = {}
@@ -222,12 +222,8 @@ def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dic
         raise ValueError(f"{pruner.selector.name} cannot be trained in {type(model).__name__}: gates act inside causal "
                          "attention, and its prompt's tokens see each other in both directions; train it in another "
                          "model, or call model.eval()")
-    where = family.position_ids(model, inputs)
     before = family.before_projector and not pruner.selector.after_projector
-    if getattr(pruner.selector, "use_cls", False) and not before:
-        raise ValueError(f"use_cls must be False in {type(model).__name__}: tokens are chosen behind its projector, "
-                         "which CLS does not pass")
-    call = (BeforeProjector if before else BehindEncoder)(model, family, inputs, where, gates=gates)
+    call = (BeforeProjector if before else BehindEncoder)(model, family, inputs, gates=gates)
     outputs = call.finish({medium: call.run(medium) for medium in media})
 
     times = torch.ones_like(ids)
@@ -240,8 +236,8 @@ def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dic
         start += sum(lengths)
     used = {*family.media.values(), *family.encoder_arguments}
     rest = {name: value for name, value in inputs.items() if name not in used}
-    if where is not None:
-        rest["position_ids"] = where
+    if family.mrope:
+        rest["position_ids"] = family.position_ids(model, inputs)
     if call.copies is not None:
         pad = model.config.get_text_config().pad_token_id or 0
         rest, index, valid = shrink(rest, times, positions=pruner.selector.positions, pad_token_id=pad,

@@ -156,6 +156,9 @@ def prune(model: nn.Module, method: str | Selector, *, keep=None, train_keep: tu
         raise ValueError(f"options go to a method given by name, got {sorted(options)} beside a Selector")
     if train_keep is not None and not method.trainable:
         raise ValueError(f"train_keep is for trainable methods, {method.name} is not")
+    before = family.before_projector and not method.after_projector
+    if getattr(method, "use_cls", False) and not (before and family.has_cls(model)):
+        raise ValueError(f"use_cls must be False in {type(model).__name__}: no CLS passes its projector")
     width, patches, _ = family.features(model)
     if method.trainable:
         method.bind(width, patches)
@@ -169,7 +172,7 @@ def prune(model: nn.Module, method: str | Selector, *, keep=None, train_keep: tu
         if method.place == "llm":
             handles += decoder.install(model, pruner, family)
         else:
-            if family.before_projector and not method.after_projector:
+            if before:
                 handles.append(family.projector(model).register_forward_pre_hook(project))
             if method.needs & {"attention", "keys"}:
                 attention.tap(family.tower_attention(model, method.tower_layer))

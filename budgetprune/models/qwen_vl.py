@@ -15,6 +15,7 @@ class QwenVl(Family):
                "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
     media = {"image": "pixel_values", "video": "pixel_values_videos"}
     encoder_arguments = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    mrope = True
 
     def tower_attention(self, model, layer):
         blocks = model.model.visual.blocks
