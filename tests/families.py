@@ -118,3 +118,23 @@ def pixels_of(name, model, count, generator):
         crops = [2, *[1] * (count - 1)]
         return {"pixel_values": torch.randn(sum(crops), 3, 28, 28, generator=generator)}, [4 * n for n in crops]
     return {"pixel_values": torch.randn(count, 3, 28, 28, generator=generator)}, [16] * count
+
+
+def make_video(name, model, seed=1):
+    """One row with an image and a video of two frames: (inputs, tokens of the image, tokens of the video)."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs, (image,) = pixels_of(name, model, 1, generator)
+    if name.startswith("qwen"):
+        grid = torch.tensor([[2, 4, 6]])
+        inputs |= {"pixel_values_videos": torch.randn(48, 3 * 2 * 7 * 7, generator=generator), "video_grid_thw": grid}
+        video = 12
+    else:
+        inputs["pixel_values_videos"] = torch.randn(1, 2, 3, 28, 28, generator=generator)
+        video = 2 * 4 + 1
+    # Qwen3-VL writes the time before every frame.
+    frames = [9, START, *[VIDEO] * (video // 2), END] * 2 if name == "qwen3_vl" else [START, *[VIDEO] * video, END]
+    ids = torch.tensor([[1, START, *[IMAGE] * image, END, *frames, 5, 6, 7]])
+    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if name.startswith("qwen"):
+        inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    return inputs, [image], [video]

@@ -1,7 +1,7 @@
 """What a pruned model must say, from the stock model's own embeddings, one sample at a time and without padding."""
 
 import torch
-from families import IMAGE
+from families import IMAGE, VIDEO
 
 
 def stock_call(model, inputs):
@@ -19,15 +19,16 @@ def stock_call(model, inputs):
     return seen
 
 
-def patch_columns(model, inputs, embeds, lengths):
-    """Per image (row, columns of its patches): line ends are told by their embedding."""
+def patch_columns(model, inputs, embeds, lengths, videos):
+    """Per image, then per video, (row, columns of its patches): line ends are told by their embedding."""
     newline = getattr(model.model, "image_newline", None)
-    found, at = [], (inputs["input_ids"] == IMAGE).nonzero()
-    for place in at.split(lengths):
-        row, columns = int(place[0, 0]), place[:, 1]
-        if newline is not None:
-            columns = columns[~(embeds[row, columns] == newline).all(-1)]
-        found.append((row, columns))
+    found = []
+    for token, each in ((IMAGE, lengths), (VIDEO, videos)):
+        for place in (inputs["input_ids"] == token).nonzero().split(each) if each else ():
+            row, columns = int(place[0, 0]), place[:, 1]
+            if newline is not None:
+                columns = columns[~(embeds[row, columns] == newline).all(-1)]
+            found.append((row, columns))
     return found
 
 
@@ -47,17 +48,18 @@ def outputs_of(plan, image, x, original):
     return tokens, list(range(count))
 
 
-def hand_built_logits(name, model, inputs, lengths, plan, positions):
+def hand_built_logits(name, model, inputs, lengths, plan, positions, videos=()):
     """[L', V] of every sample. positions: "compact" or "original"."""
     seen = stock_call(model, inputs)
     embeds, where = seen["inputs_embeds"], seen.get("position_ids")
     mrope = where is not None and where.dim() == 3
     original = mrope or positions == "original"
-    images = patch_columns(model, inputs, embeds, lengths)
+    images = patch_columns(model, inputs, embeds, lengths, videos)
+    is_media = torch.isin(inputs["input_ids"], torch.tensor([IMAGE, VIDEO]))
     deep = seen.get("deepstack_visual_embeds")
     logits = []
     for row, exists in enumerate(inputs["attention_mask"].bool()):
-        is_text = exists & (inputs["input_ids"][row] != IMAGE)
+        is_text = exists & ~is_media[row]
         parts = [(int(c), embeds[row, c], None) for c in is_text.nonzero().flatten()]
         for image, (owner, columns) in enumerate(images):
             if owner != row:
@@ -66,7 +68,7 @@ def hand_built_logits(name, model, inputs, lengths, plan, positions):
             tokens, places = outputs_of(plan, image, x, original)
             layers = None
             if deep is not None:
-                flat = (inputs["input_ids"] == IMAGE).flatten().nonzero().flatten().tolist()
+                flat = is_media.flatten().nonzero().flatten().tolist()
                 rows = [flat.index(row * embeds.shape[1] + int(c)) for c in columns]
                 layers = [outputs_of(plan, image, level[rows], original)[0] for level in deep]
             for i, place in enumerate(places):

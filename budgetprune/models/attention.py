@@ -38,7 +38,8 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
               budgetprune_gate=None, budgetprune_probe=None, **kwargs):
     """The attention function of a tapped layer: gated in training, shown to a probe, otherwise the model's own.
 
-    budgetprune_gate: (gate [B, L], mask [B, L] bool or None). budgetprune_probe: called with module, q, k and the call's keywords.
+    budgetprune_gate: (gate [B, L], mask [B, L] bool or None). budgetprune_probe: called with module, q, k and the
+    keywords of the call.
     """
     if budgetprune_gate is not None:
         if dropout:

@@ -164,8 +164,8 @@ def joined(groups: list[Group]) -> TokenPlan:
     kept, merge = stacked([plan.kept for plan in plans], -1), None
     if any(plan.merge is not None for plan in plans):
         lists = [plan.merge or _itself(plan) for plan in plans]
-        ends = [torch.nn.functional.pad(m.offsets, (0, max(l.width for l in lists) - m.width), "replicate")
-                if m.width else m.offsets for m in lists]
+        widest = max(m.width for m in lists)
+        ends = [torch.cat([m.offsets, m.offsets[:, -1:].expand(-1, widest - m.width)], dim=1) for m in lists]
         merge = MergeLists(stacked(ends, 0), stacked([m.index for m in lists], -1),
                            stacked([m.weight for m in lists], 0.0))
     return TokenPlan(kept, merge, counts.to(kept.device))

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES, IMAGE, VIDEO, make_inputs, make_model
+from families import FAMILIES, IMAGE, VIDEO, make_inputs, make_model, make_video
 from hand_built import hand_built_logits
 
 import budgetprune
@@ -217,3 +217,22 @@ def test_a_trained_pruner_learns_in_every_causal_family(name, model):
             assert head.grad is not None and head.grad.abs().max() > 0
         model.eval()
     model.zero_grad()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", VISION)
+def test_a_video_beside_an_image_is_pruned_by_its_own_count(name, model, method):
+    if "video" not in family_of(model).media:
+        pytest.skip("no videos in this family")
+    inputs, image, video = make_video(name, model)
+    logits, tokens = model(**inputs).logits, model.generate(**inputs, **GREEDY)
+    with budgetprune.prune(model, method, keep=10_000):
+        assert torch.equal(model(**inputs).logits, logits)
+        assert torch.equal(model.generate(**inputs, **GREEDY), tokens)
+    with budgetprune.prune(model, method, keep=[3, 5]) as pruning:
+        pruned, plan = model(**inputs).logits, pruning.plan
+        assert plan.counts() == [3, 5]
+        beams = model.generate(**inputs, **GREEDY, num_beams=2)
+        assert beams.shape[1] == inputs["input_ids"].shape[1] + 5
+    (expected,) = hand_built_logits(name, model, inputs, image, plan, find(method).positions, video)
+    torch.testing.assert_close(pruned[0], expected, atol=2e-4, rtol=2e-4)

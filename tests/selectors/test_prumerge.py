@@ -24,8 +24,9 @@ def view_of(n, seed=0, spikes=0, batch=1):
 def published(view, plus):
     """The authors' rule at batch 1, one token at a time, in double precision.
 
-    Facts: a is CLS attention of q and k as one head; outliers above Q3 + 1.5 IQR by numpy's linear percentiles; kept tokens
-    in falling attention; each adds the attention-weighted 32 tokens of nearest key; a last token adds up the rest.
+    Facts: a is CLS attention of q and k as one head; outliers above Q3 + 1.5 IQR by numpy's linear percentiles; kept
+    tokens in falling attention; each adds the attention-weighted 32 tokens of nearest key; a last token adds up the
+    rest.
     """
     import numpy as np
 
