@@ -18,6 +18,15 @@ class MergeLists(NamedTuple):
     index: Tensor  # [B, E] int32, positions or -1
     weight: Tensor  # [B, E] float
 
+    @classmethod
+    def partition(cls, member: Tensor, weight: Tensor, width: int) -> "MergeLists":
+        """Lists in which no token stands twice: n is in list member[b, n] in [0, width), or in none where that is
+        width, with weight[b, n]. Within a list tokens ascend."""
+        order = member.sort(dim=1, stable=True).indices
+        sizes = member.new_zeros(len(member), width + 1).scatter_add(1, member, torch.ones_like(member))
+        offsets = torch.nn.functional.pad(sizes[:, :width].cumsum(1), (1, 0))
+        return cls(offsets.int(), order.int(), weight.gather(1, order))
+
     @property
     def width(self) -> int:
         """M, output tokens of the longest sample."""

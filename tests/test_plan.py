@@ -29,3 +29,12 @@ def test_lists_are_the_rows_of_a_matrix():
     assert lists.width == 3 and TokenPlan(index[:, :1], merge=lists).width == 3
     assert lists.dense(4).tolist() == [[[1, 0, 0, 2], [0, 0, 0, 0], [0, 8, 0, 0]],  # 3 + 5 for token 1; -1 is none
                                        [[6, 0, 0, 0], [0, 0, 7, 0], [0, 0, 0, 0]]]  # entries 0, 3 and 4 are in no list
+
+
+def test_a_partition_puts_each_token_in_its_one_list():
+    member = torch.tensor([[2, 0, 3, 2, 0], [0, 1, 1, 3, 3]])  # 3 is no list; the second sample has no list 2
+    weight = torch.tensor([[1.0, 2, 3, 4, 5], [6, 7, 8, 9, 9]])
+    lists = MergeLists.partition(member, weight, 3)
+    assert lists.offsets.dtype == lists.index.dtype == torch.int32
+    assert lists.dense(5).tolist() == [[[0, 2, 0, 0, 5], [0, 0, 0, 0, 0], [1, 0, 0, 4, 0]],
+                                       [[6, 0, 0, 0, 0], [0, 7, 8, 0, 0], [0, 0, 0, 0, 0]]]
