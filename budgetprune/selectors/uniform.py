@@ -8,19 +8,24 @@ import torch
 from .base import Selector, TokenView, ragged
 
 
+def bands(keep: int, rows: int, columns: int) -> list[int]:
+    """How many of `keep` tokens each of about sqrt(keep) bands of a rows x columns grid holds, spread evenly."""
+    used = min(rows, max(1, round(sqrt(keep * rows / columns)), ceil(keep / columns)))
+    while ceil(keep / used) > columns:
+        used += 1
+    return [(i + 1) * keep // used - i * keep // used for i in range(used)]
+
+
 def lattice(keep: int, rows: int, columns: int) -> list[int]:
     """`keep` positions spread evenly over a rows x columns grid, ascending, all different.
 
     About sqrt(keep) of the grid's rows are used, evenly spaced; each holds its share of the tokens,
     evenly spaced as well. With keep = (rows/s) * (columns/s) this is the grid of stride s.
     """
-    used = min(rows, max(1, round(sqrt(keep * rows / columns)), ceil(keep / columns)))
-    while ceil(keep / used) > columns:
-        used += 1
+    shares = bands(keep, rows, columns)
     positions = []
-    for i in range(used):
-        share = (i + 1) * keep // used - i * keep // used
-        row = (2 * i + 1) * rows // (2 * used)
+    for i, share in enumerate(shares):
+        row = (2 * i + 1) * rows // (2 * len(shares))
         positions += [row * columns + (2 * j + 1) * columns // (2 * share) for j in range(share)]
     return positions
 
