@@ -20,9 +20,9 @@ class CDPruner(Selector):
 
     Departures: x_n and t are projected tokens and the language model's text embeddings, which is ours; published:
     patch and text embeddings of the whole CLIP, whose text tower these models have not. r rises with the cosine;
-    published: it falls, because CLIP's patches score low where the text is met (negate=True does so here). r is
-    scaled over its own image (published: over the whole batch); it is 1 where all tokens score the same or the
-    prompt has no text, which leaves a plain DPP (published: 0 / 0). A token of zeros has cosine 0 with all.
+    published: it falls with CLIP's, which negate=True does with this one. r is scaled over its own image (published:
+    over the whole batch); it is 1 where all tokens score the same or the prompt has no text, which leaves a plain
+    DPP. A token of zeros has cosine 0 with all.
     """
 
     name = "cdpruner"

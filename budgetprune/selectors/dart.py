@@ -20,11 +20,10 @@ class DART(Selector):
 
     Departures: the method stands before the language model and reads the tower: keys of its last block, all heads
     joined, and the features that a family prunes (published: keys and states inside the language model, after its
-    second layer). Text tokens are no pivots, because only the language model has both (published: four of the image
-    and four of the text). The K - P other tokens are divided evenly, the first pivots taking one more where that does
-    not come out (published: rounded down, so that fewer than K may stay); pivots take turns in falling norm. With
-    fewer than P tokens to keep, all are pivots. Kept tokens have their original positions, as those inside the model
-    have.
+    second layer). Text tokens are no pivots, because only the language model has both (published: pivots of the image
+    and of the text). The K - P other tokens are divided evenly, the first pivots taking one more where that does not
+    come out, so that exactly K stay; pivots take turns in falling norm. With fewer than P tokens to keep, all are
+    pivots. Kept tokens have their original positions, as those inside the model have.
     """
 
     name = "dart"

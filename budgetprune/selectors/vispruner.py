@@ -19,10 +19,9 @@ class VisPruner(Selector):
     largest s are removed; the next round sees the compared that are left, in falling s, then the rest. Attention comes
     from the last block but one; what stays keeps its order.
 
-    Departures: a round removes half of the others at most, and an odd number of them is allowed, where the published
-    code stops with an error (it is never reached at 576 tokens and 64, 128 or 192 kept). Equal values: the earlier
-    token ranks first (published: any). In a tower without CLS attention is the mean over all rows. Where a family
-    prunes behind its projector, projected tokens are compared.
+    Departures: a round removes half of the others at most, so that any budget can be met; at 576 tokens and 64, 128
+    or 192 kept no round wants more. Equal values: the earlier token ranks first (published: any). In a tower without
+    CLS attention is the mean over all rows. Where a family prunes behind its projector, projected tokens are compared.
     """
 
     name = "vispruner"
