@@ -9,12 +9,15 @@ import copy
 import sys
 from contextvars import ContextVar
 
+import torch
+from torch import Tensor
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..ops import gated_attention
 
 NAME = "budgetprune"
+ROWS = 16  # queries of rows_received at a time
 
 # The encoder call in progress in this context, or None: it is shown queries and keys of tapped layers.
 encoding: ContextVar = ContextVar("budgetprune_encoding", default=None)
@@ -72,3 +75,29 @@ def untap(module) -> None:
     base = getattr(module.config, "budgetprune_base", None)
     if base is not None:
         module.config = base
+
+
+def rows_received(query: Tensor, key: Tensor, rows: Tensor, *, exists: Tensor | None, scale: float) -> Tensor:
+    """[B, N] attention that each key gets from the queries where `rows` [B, N] is True: mean over heads, sum over rows.
+
+    Attention is causal: query and key i are one token. exists: [B, N] bool. Some rows are taken at a time, so that
+    nothing of size [H, N, N] is ever stored.
+    """
+    batch, heads, _, width = query.shape
+    groups, tokens = key.shape[1:3]
+    column = torch.arange(tokens, device=key.device)
+    most = int(rows.sum(1).max())
+    index = torch.where(rows, column, tokens).sort(dim=1).values[:, :most]
+    total = torch.zeros(batch, tokens, device=key.device)
+    keys = key.float().transpose(-1, -2)
+    for part in index.split(ROWS, dim=1):
+        there, at = part < tokens, part.clamp_max(tokens - 1)
+        asked = query.gather(2, at[:, None, :, None].expand(-1, heads, -1, width)).float() * scale
+        scores = asked.view(batch, groups, -1, width) @ keys
+        scores = scores.view(batch, heads, -1, tokens)
+        seen = column <= at[..., None]
+        if exists is not None:
+            seen = seen & exists[:, None]
+        received = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1).mean(1)
+        total += received.masked_fill(~there[..., None], 0).sum(1)
+    return total

@@ -28,6 +28,7 @@ class Pruner(nn.Module):
         self.set_train_keep(train_keep)
         self.seed, self.offset, self.noise = seed, 0, True
         self.plan: TokenPlan | None = None
+        self.stages: tuple[TokenPlan, ...] = ()
         self.index: Tensor | None = None
         self.valid: Tensor | None = None
 
@@ -218,7 +219,7 @@ def _before_forward(model, args, kwargs):
     kwargs = {**dict(zip(_forward_names(type(model)), args)), **kwargs}
     pruner = model.budget_pruner
     if pruner.selector.place == "llm":
-        return (), decoder.find_image_tokens(model, kwargs)
+        return (), decoder.find_image_tokens(model, pruner, kwargs)
     family, given = pruner.family(model), kwargs.get("mm_encoder_outputs")
     if not given and any(kwargs.get(pixels) is not None for pixels in family.media.values()):
         inputs = {name: value for name, value in kwargs.items() if value is not None}

@@ -22,9 +22,10 @@ class TokenView:
         gives (always where the method asks for `after_projector`); mid-LLM, what the next decoder layer would see.
     attention: [B, N] attention that each token gets, after a softmax over all keys: vision side from CLS, or, in a
         tower without CLS, the mean over all tokens; mid-LLM from the last prompt token. Mean over heads, or of all
-        heads joined to one where the method sets `one_head`.
+        heads joined to one where the method sets `one_head`. Mid-LLM methods may name other rows, see `rows`.
     keys: [B, H, N, D] of the same attention layer, without CLS.
-    text: [B, T, C'] embeddings of the text tokens of the sample's prompt, and text_valid: [B, T] bool.
+    text: [B, T, C'] embeddings of the text tokens of the sample's prompt, and text_valid: [B, T] bool. Mid-LLM: of
+        the tokens behind the last image, which see all of it.
     valid: [B, N] bool, False where a sample has fewer tokens than N; None: all exist.
     grid: (rows, columns) of the patches, row by row; None where there is no grid.
     key: int64 [2], Philox seed and offset for methods that draw.
@@ -51,7 +52,7 @@ class Selector:
 
     name: registry key, the published name in lower case.
     needs: fields of TokenView that the model must fill, beside `tokens`.
-    place: "vision", between tower and decoder, or "llm", before decoder layer `layer`.
+    place: "vision", between tower and decoder, or "llm", before the decoder layers that `layers` names.
     after_projector: vision side: `tokens` must be what the decoder would see.
     tower_layer: vision side: the block of the tower that `attention` and `keys` come from, -1 the last.
     one_head: vision side: `attention` joins all heads to one, softmax(q k / sqrt(H D)).
@@ -99,6 +100,39 @@ class Selector:
             score = score.masked_fill(~view.valid, -torch.inf)
         return ragged(select_topk(score, keep[0] if len(set(keep)) == 1 else keep), keep)
 
+    # Methods inside the language model act before one decoder layer or several. Each time is a stage: it gets a view
+    # of the image tokens that are still there, and plans which of them the next layers see. A stage that merges lists
+    # its output tokens in the order of `kept`: token m of the lists takes the place of image token kept[m].
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The layers of a decoder of `depth` layers before which it acts, ascending, each at least 1."""
+        return (self.layer,) if self.place == "llm" else ()
+
+    def stage_keep(self, keep: int, stage: int, tokens: int) -> int:
+        """Image tokens that stage number `stage` leaves of `tokens`, where `keep` are left after the last stage."""
+        return keep
+
+    def rows(self, view: TokenView) -> Tensor | None:
+        """[B, T] bool, the text tokens whose attention to the image is summed in `attention`; None: the prompt's last.
+
+        Asked once a prompt, of the embeddings that the first decoder layer sees. A sample without any row gets the
+        row of its last token.
+        """
+        return None
+
+    def stages(self, tokens: int, keep: int, depth: int) -> tuple[tuple[int, int], ...]:
+        """(layer, image tokens that it and the next layers see) of every stage; none for methods before the decoder."""
+        return tuple((layer, min(tokens, self.stage_keep(keep, stage, tokens)))
+                     for stage, layer in enumerate(self.layers(depth)))
+
+    def average(self, tokens: int, keep: int, depth: int) -> float:
+        """Image tokens that a layer sees, the mean over a decoder's `depth` layers: what papers on pruning inside the
+        language model call the number of tokens, where `keep` is what is left after the last stage."""
+        total, seen, start = 0, tokens if self.place == "llm" else keep, 0
+        for layer, left in self.stages(tokens, keep, depth):
+            total, seen, start = total + seen * (layer - start), left, layer
+        return (total + seen * (depth - start)) / depth
+
     def flops(self, tokens: int, width: int, keep: int) -> int:
         """2 x multiply-adds of the selection itself for one sample of N = `tokens` tokens with C = `width` channels."""
         return 0
@@ -113,6 +147,28 @@ def ragged(kept: Tensor, counts: list[int]) -> TokenPlan:
     """A plan without merging, from kept positions and host counts."""
     full = len(set(counts)) <= 1
     return TokenPlan(kept, lengths=None if full else torch.tensor(counts, device=kept.device))
+
+
+def spread(at: tuple[float, ...], depth: int) -> tuple[int, ...]:
+    """Layers at these fractions of a decoder's depth: ascending, from 1 on, one for each fraction.
+
+    In a decoder so shallow that two fall on one layer, the later moves up.
+    """
+    layers = []
+    for fraction in at:
+        layers.append(max(round(fraction * depth), layers[-1] + 1 if layers else 1))
+    if layers[-1] >= depth:
+        raise ValueError(f"at must name {len(at)} different layers behind the first, got {list(at)} for a decoder of "
+                         f"{depth} layers")
+    return tuple(layers)
+
+
+def fractions(at) -> tuple[float, ...]:
+    """`at` as a tuple, once it is known to ascend within (0, 1)."""
+    at = tuple(at)
+    if not at or list(at) != sorted(set(at)) or not 0 < at[0] <= at[-1] < 1:
+        raise ValueError(f"at must be ascending fractions of the decoder's depth in (0, 1), got {list(at)}")
+    return at
 
 
 def available() -> list[str]:

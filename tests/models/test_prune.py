@@ -8,9 +8,10 @@ from tiny import IMAGE_TOKEN, TOKENS, make_batch, make_llava
 
 import budgetprune
 from budgetprune.models.attention import NAME
+from budgetprune.selectors.base import find
 
 METHODS = budgetprune.methods()
-VISION = [name for name in METHODS if name not in ("none", "fastv")]
+VISION = [name for name in METHODS if name != "none" and find(name).place == "vision"]
 
 
 def state_of(model):

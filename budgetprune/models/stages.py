@@ -1,0 +1,205 @@
+"""What the stages of a prompt inside the language model decided: the columns and the mask of each layer."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import create_causal_mask
+
+from ..ops import attention_received, gather_tokens, merge_tokens
+from ..plan import TokenPlan
+from ..selectors import TokenView
+from .attention import rows_received
+
+
+def columns_of(wanted: Tensor) -> Tensor:
+    """[B, N] int64, the columns where `wanted` [B, L] is True, ascending, -1 padded to the longest row."""
+    length = wanted.shape[1]
+    column = torch.arange(length, device=wanted.device)
+    found = torch.where(wanted, column, length).sort(dim=1).values[:, : int(wanted.sum(1).max())]
+    return found.masked_fill(found == length, -1)
+
+
+def rows_at(x: Tensor, columns: Tensor) -> Tensor:
+    """x [B, L, C] at `columns` [B, N]; what stands in padding is column 0."""
+    return x.gather(1, columns.clamp_min(0)[..., None].expand(-1, -1, x.shape[2]))
+
+
+@dataclass
+class Stage:
+    """What layers see from one stage to the next; of a prompt's first layers, everything.
+
+    kept: [B, L'] int32 columns of the prompt, -1 padded. exists: [B, L'] bool, None: all do. images: [B, L'] bool.
+    ordinal: [B, N'] int32, which of the prompt's image tokens each is that is left, -1 padded; counts: how many.
+    local: `kept` as columns of what was seen before. merge: (columns of image tokens before, lists, columns after).
+    """
+
+    kept: Tensor
+    exists: Tensor | None
+    images: Tensor
+    ordinal: Tensor
+    counts: list[int]
+    local: Tensor | None = None
+    merge: tuple | None = None
+    position_embeddings: tuple | None = None
+    attention_mask: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        return self.kept.shape[1]
+
+    def narrow(self, hidden: Tensor) -> Tensor:
+        """Hidden states of the layer before as this stage's layers see them."""
+        out = gather_tokens(hidden, self.local).tokens
+        if self.merge is None:
+            return out
+        before, lists, after = self.merge
+        merged = merge_tokens(rows_at(hidden, before), *lists)
+        after = after.masked_fill(after < 0, self.width)[..., None].expand_as(merged)
+        return torch.cat([out, out[:, :1]], dim=1).scatter(1, after, merged)[:, : self.width]
+
+    def prepare(self, module, hidden: Tensor, cache, embeddings) -> None:
+        """Positions and mask of the prompt itself, which every layer of the stage shares."""
+        cos_sin = (e.expand(len(hidden), -1, -1) for e in embeddings)
+        self.position_embeddings = tuple(gather_tokens(e, self.kept).tokens for e in cos_sin)
+        self.attention_mask = _mask(module, hidden, cache, self.exists)
+
+    def step(self, module, hidden: Tensor, cache, tail: Tensor | None, past: int) -> None:
+        """The mask of a step behind the prompt: `past` tokens were seen since, `tail` [B, .] says which of them and of
+        the step's own exist."""
+        depth, new = module.self_attn.layer_idx, past + hidden.shape[1]
+        held = int(cache.get_seq_length(depth))
+        if held != self.width + past:
+            raise ValueError(f"past_key_values must hold {self.width + past} tokens in layer {depth}, {self.width} of "
+                             f"the pruned prompt and {past} behind it, got {held}: its layers differ in length, so "
+                             "shorten it by crop(-n), which takes n tokens off each, not to a length")
+        mask = None
+        if self.exists is not None or tail is not None:
+            mask = torch.ones(len(self.kept), self.width, dtype=torch.bool, device=hidden.device)
+            mask = mask if self.exists is None else self.exists
+            mask = mask.repeat_interleave(len(hidden) // len(mask), dim=0)  # one prompt continued in several ways
+            tail = mask.new_ones(len(mask), new) if tail is None else tail
+            mask = torch.cat([mask, tail], dim=1)
+        self.attention_mask = _mask(module, hidden, cache, mask)
+
+
+def _mask(module, hidden, cache, mask):
+    config = getattr(module.self_attn.config, "budgetprune_base", None) or module.self_attn.config
+    return create_causal_mask(config=config, inputs_embeds=hidden, attention_mask=mask, past_key_values=cache,
+                              position_ids=None, layer_idx=module.self_attn.layer_idx)
+
+
+@dataclass
+class DecoderState:
+    """One prompt whose later layers hold fewer tokens; as a probe it hears the attention layers before its stages.
+
+    keep: image tokens of each sample after the last stage. layers: where its stages are. tail: see Stage.step.
+    """
+
+    pruner: object
+    layers: tuple[int, ...]
+    keep: list[int]
+    length: int
+    start: Stage
+    text: Tensor | None = None
+    text_valid: Tensor | None = None
+    rows: Tensor | None = None
+    heard: dict[int, tuple] = field(default_factory=dict)
+    stages: dict[int, Stage] = field(default_factory=dict)
+    plans: list[TokenPlan] = field(default_factory=list)
+    past: int = 0
+    tail: Tensor | None = None
+
+    @classmethod
+    def begin(cls, pruner, layers, is_image: Tensor, exists: Tensor | None, keep, embeddings: Tensor | None):
+        """Nothing is dropped yet; the method may name the text rows that it wants to hear."""
+        rows, length = is_image.shape
+        column = torch.arange(length, device=is_image.device)
+        kept = column.int().expand(rows, -1)
+        images = columns_of(is_image)
+        ordinal = torch.arange(images.shape[1], dtype=torch.int32, device=images.device).expand_as(images)
+        start = Stage(kept, exists, is_image, ordinal.masked_fill(images < 0, -1), is_image.sum(1).tolist())
+        state = cls(pruner, layers, keep, length, start)
+        if "text" in pruner.selector.needs and embeddings is not None:
+            state.hear_text(is_image, images, embeddings.detach())
+        return state
+
+    @torch.no_grad()
+    def hear_text(self, is_image: Tensor, images: Tensor, embeddings: Tensor) -> None:
+        column, exists = torch.arange(self.length, device=images.device), self.start.exists
+        is_text = ~is_image & (column > images.amax(1, keepdim=True))
+        columns = columns_of(is_text if exists is None else is_text & exists)
+        self.text, self.text_valid = rows_at(embeddings, columns), columns >= 0
+        rows = self.pruner.selector.rows(TokenView(rows_at(embeddings, images), text=self.text,
+                                                   text_valid=self.text_valid, valid=images >= 0))
+        if rows is not None:
+            last = column[-1:].expand(len(images)) if exists is None else torch.where(exists, column, -1).amax(1)
+            wanted = torch.where(rows, columns, self.length)
+            wanted = torch.cat([wanted, torch.where(rows.any(1), self.length, last)[:, None]], dim=1)
+            self.rows = is_image.new_zeros(len(images), self.length + 1).scatter(1, wanted, True)[:, : self.length]
+
+    def before(self, depth: int) -> Stage:
+        """What the layer before `depth` sees."""
+        earlier = [layer for layer in self.layers if layer < depth]
+        return self.stages[earlier[-1]] if earlier else self.start
+
+    def at(self, depth: int) -> Stage:
+        """What layer `depth` sees."""
+        return self.before(depth + 1)
+
+    @torch.no_grad()
+    def __call__(self, module, query, key):
+        """Probe of the layer before a stage. Gradient checkpointing calls it again; what was heard first counts."""
+        depth = module.layer_idx + 1
+        if depth not in self.layers or depth in self.stages or depth in self.heard:
+            return
+        seen, needs, received = self.before(depth), self.pruner.selector.needs, None
+        keys = key[:, :, : seen.width]  # a static cache hands over columns that are still empty
+        if "attention" in needs and self.rows is None:
+            received = attention_received(query, keys, rows="last", mask=seen.exists, scale=module.scaling)
+        elif "attention" in needs:
+            rows = self.rows.gather(1, seen.kept.clamp_min(0).long()) & (seen.kept >= 0)
+            received = rows_received(query, keys, rows, exists=seen.exists, scale=module.scaling)
+        self.heard[depth] = received, keys.detach() if "keys" in needs else None
+
+    @torch.no_grad()
+    def choose(self, depth: int, hidden: Tensor) -> Stage:
+        """Plans, once, which columns stay from layer `depth` on, which would see `hidden`."""
+        seen, selector, number = self.before(depth), self.pruner.selector, self.layers.index(depth)
+        received, keys = self.heard.pop(depth)
+        columns = columns_of(seen.images)
+        if received is not None:
+            received = received.gather(1, columns.clamp_min(0))
+        if keys is not None:
+            where = columns.clamp_min(0)[:, None, :, None]
+            keys = keys.gather(2, where.expand(-1, keys.shape[1], -1, keys.shape[3]))
+        view = TokenView(rows_at(hidden.detach(), columns), attention=received, keys=keys, text=self.text,
+                         text_valid=self.text_valid, valid=columns >= 0)
+        keep = [min(n, max(1, selector.stage_keep(k, number, whole))) if n else 0
+                for n, k, whole in zip(seen.counts, self.keep, self.start.counts)]
+        plan = selector.plan(view, keep)
+        stage = self.stages[depth] = _stage(seen, columns, plan)
+        # Of merged tokens, those that gave them their place.
+        lengths = None if len(set(stage.counts)) == 1 else torch.tensor(stage.counts, device=hidden.device)
+        self.plans.append(plan if len(self.layers) == 1 else TokenPlan(stage.ordinal, lengths=lengths))
+        self.pruner.record(self.plans[-1])
+        self.pruner.stages = tuple(self.plans)
+        if len(self.stages) == len(self.layers):
+            self.pruner = self.text = self.text_valid = self.rows = None  # caches live on, and are copied
+        return stage
+
+
+def _stage(seen: Stage, columns: Tensor, plan: TokenPlan) -> Stage:
+    """The columns that a plan for the image tokens at `columns` leaves."""
+    width, there = seen.width, plan.kept >= 0
+    chosen = columns.gather(1, plan.kept.long().clamp_min(0)).masked_fill(~there, width)
+    stay = ~seen.images if seen.exists is None else ~seen.images & seen.exists
+    stay = torch.cat([stay, stay[:, :1]], dim=1).scatter(1, chosen, True)[:, :width]
+    local = columns_of(stay)
+    exists = local >= 0
+    images = seen.images.gather(1, local.clamp_min(0)) & exists
+    kept = seen.kept.gather(1, local.clamp_min(0)).masked_fill(~exists, -1)
+    ordinal = seen.ordinal.gather(1, plan.kept.long().clamp_min(0)).masked_fill(~there, -1)
+    counts = [plan.kept.shape[1]] * len(kept) if plan.lengths is None else plan.lengths.tolist()
+    merge = None if plan.merge is None else (columns, plan.merge, columns_of(images))
+    return Stage(kept, None if bool(exists.all()) else exists, images, ordinal, counts, local.int(), merge)
