@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..selectors import build
 from .pruning import Pruning, prune
 
 CONFIG, WEIGHTS = "budgetprune_config.json", "budgetprune_model.safetensors"
@@ -24,8 +25,12 @@ def save_pretrained(model: nn.Module, folder) -> None:
     weights = {name: value.detach().cpu().contiguous() for name, value in pruner.weights().items()}
     if weights:
         _replace(folder / WEIGHTS, lambda path: save_file(weights, path, {"format": "pt"}))
-    config = {"method": pruner.selector.name, "options": pruner.selector.options(),
-              "keep": pruner.budget.keep if pruner.budget else None, "train_keep": pruner.train_keep}
+    pruners = [pruner] if pruner.inside is None else [pruner, pruner.inside]
+    keep = [one.budget.keep if one.budget else None for one in pruners]
+    config = {"method": "+".join(one.selector.name for one in pruners), "train_keep": pruner.train_keep,
+              "options": pruner.selector.options(), "keep": keep[0]}
+    if pruner.inside is not None:  # options may have the same names in both
+        config |= {"options": [one.selector.options() for one in pruners], "keep": keep}
     _replace(folder / CONFIG, lambda path: Path(path).write_text(json.dumps(config, indent=2) + "\n"))
 
 
@@ -39,9 +44,11 @@ def from_pretrained(model: nn.Module, folder, *, keep=None) -> Pruning:
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"no {CONFIG} in {folder}")
     config = json.loads((folder / CONFIG).read_text())
-    saved = config["keep"]
-    pruning = prune(model, config["method"], keep=keep if keep is not None else saved,
-                    train_keep=config["train_keep"] and tuple(config["train_keep"]), **config["options"])
+    saved, method, options = config["keep"], config["method"], config["options"]
+    if "+" in method:
+        method, options = tuple(build(name, **own) for name, own in zip(method.split("+"), options)), {}
+    pruning = prune(model, method, keep=keep if keep is not None else saved,
+                    train_keep=config["train_keep"] and tuple(config["train_keep"]), **options)
     try:
         load_weights(model, folder)
     except BaseException:

@@ -130,6 +130,9 @@ def leave(module, args, kwargs, output):
 
 def install(model, pruner, family) -> list:
     """Adds the hooks and the probes; returns their handles."""
+    if family.prefix_lm:
+        raise ValueError(f"{pruner.selector.name} needs a language model whose attention is causal, in "
+                         f"{type(model).__name__} the tokens of a prompt see each other in both directions")
     decoder = family.decoder(model)
     layers = decoder.layers
     stages = pruner.selector.layers(len(layers))

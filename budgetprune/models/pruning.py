@@ -1,7 +1,5 @@
 """prune() and unprune(): a method enters a model by hooks, and leaves nothing behind."""
 
-import functools
-import inspect
 import types
 
 import torch
@@ -9,21 +7,24 @@ from torch import Tensor, nn
 
 from ..budget import TokenBudget
 from ..plan import TokenPlan
-from ..selectors import Selector, build
+from ..selectors import Selector
+from ..selectors.pair import methods_of, pair_of
 from . import attention, decoder
 from .base import Family, family_of
 from .encode import encode, project
+from .generation import forward_names, generate
 
 
 class Pruner(nn.Module):
     """The submodule `budget_pruner` of a pruned model: method, budget, and what was decided last.
 
     Holds no reference to the model, so copies of the model (deepcopy, peft, EMA) stay apart.
+    inside: the pruner of a second method, inside the language model, where two work together.
     """
 
-    def __init__(self, selector: Selector, keep, train_keep: tuple[int, int] | None, seed: int):
+    def __init__(self, selector: Selector, keep, train_keep: tuple[int, int] | None, seed: int, inside=None):
         super().__init__()
-        self.selector = selector
+        self.selector, self.inside = selector, inside
         self.set_keep(keep)
         self.set_train_keep(train_keep)
         self.seed, self.offset, self.noise = seed, 0, True
@@ -32,7 +33,15 @@ class Pruner(nn.Module):
         self.index: Tensor | None = None
         self.valid: Tensor | None = None
 
+    @property
+    def llm(self):
+        """The pruner that acts inside the language model, or None."""
+        return self if self.selector.place == "llm" else self.inside
+
     def set_keep(self, keep) -> None:
+        if self.inside is not None:
+            keep, inside = pair_of(keep)
+            self.inside.set_keep(inside)
         if keep is None and not self.selector.adaptive_count:
             raise ValueError(f"keep must be given: {self.selector.name} does not choose the count itself")
         self.budget = None if keep is None else TokenBudget(keep)
@@ -85,6 +94,8 @@ class Pruning:
 
     model: the model. plan: the TokenPlan of the last call with images (one row per image; mid-LLM: per sample), or
     None where it had nothing to drop.
+    stages: the TokenPlan of each stage inside the language model, as positions among the image tokens it was given.
+    inside: of two methods that work together, the second's own Pruner; plan, index and valid are the first's.
     index: [B, L'] int64, the column of the caller's input_ids that each column of the logits belongs to,
     or None where nothing moved; valid: [B, L'] bool, False in padding.
     """
@@ -95,6 +106,15 @@ class Pruning:
     @property
     def plan(self) -> TokenPlan | None:
         return self.model.budget_pruner.plan
+
+    @property
+    def inside(self) -> Pruner | None:
+        return self.model.budget_pruner.inside
+
+    @property
+    def stages(self) -> tuple[TokenPlan, ...]:
+        llm = self.model.budget_pruner.llm
+        return () if llm is None else llm.stages
 
     @property
     def index(self) -> Tensor | None:
@@ -128,15 +148,17 @@ class Pruning:
         self.remove()
 
 
-def prune(model: nn.Module, method: str | Selector, *, keep=None, train_keep: tuple[int, int] | None = None,
+def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | None = None,
           seed: int = 0, **options) -> Pruning:
     """Makes `model` spend fewer image tokens, in forward, backward and generate, until unprune(model).
 
     Args:
         model: a Hugging Face vision-language model, for example LlavaForConditionalGeneration.
-        method: a name out of budgetprune.methods(), or a Selector.
+        method: a name out of budgetprune.methods(), or a Selector; or two that work together, "visionzip+fastv" or a
+            pair of Selectors, the first before the language model and the second inside it.
         keep: tokens kept: an int is a count, a float the fraction kept; a sequence has one per image (mid-LLM
-            methods: per sample). 0 keeps one, N or more keeps all. None where the method chooses (PruMerge).
+            methods: per sample). 0 keeps one, N or more keeps all. None where the method chooses (PruMerge). For two
+            methods a pair of these: the second's are of the tokens that the first leaves.
         train_keep: (K_min, K_max): in training each step draws its count uniformly; trainable methods only.
         seed: of methods that draw at random.
         options: the method's own, for example layer=3 for fastv.
@@ -151,10 +173,7 @@ def prune(model: nn.Module, method: str | Selector, *, keep=None, train_keep: tu
     if "budget_pruner" in model._modules:
         raise ValueError("model is pruned already; unprune(model) first, or set_keep(...) for another budget")
     family = family_of(model)
-    if isinstance(method, str):
-        method = build(method, **options)
-    elif options:
-        raise ValueError(f"options go to a method given by name, got {sorted(options)} beside a Selector")
+    method, second = methods_of(method, options)
     if train_keep is not None and not method.trainable:
         raise ValueError(f"train_keep is for trainable methods, {method.name} is not")
     before = family.before_projector and not method.after_projector
@@ -163,16 +182,17 @@ def prune(model: nn.Module, method: str | Selector, *, keep=None, train_keep: tu
     width, patches, _ = family.features(model)
     if method.trainable:
         method.bind(width, patches)
-    pruner = Pruner(method, keep, train_keep, seed)
+    inside = None if second is None else Pruner(second, pair_of(keep)[1], None, seed)
+    pruner = Pruner(method, keep, train_keep, seed, inside)
     reference = model.get_input_embeddings().weight
     # Not to the model's dtype: a float16 controller cannot be trained, and a bfloat16 one is another one.
     pruner.to(device=reference.device).train(model.training)
 
     handles = []
     try:
-        if method.place == "llm":
-            handles += decoder.install(model, pruner, family)
-        else:
+        if pruner.llm is not None:
+            handles += decoder.install(model, pruner.llm, family)
+        if method.place == "vision":
             if before:
                 handles.append(family.projector(model).register_forward_pre_hook(project))
             if method.needs & {"attention", "keys"}:
@@ -186,7 +206,7 @@ def prune(model: nn.Module, method: str | Selector, *, keep=None, train_keep: tu
         raise
     model.budgetprune_handles = handles  # on the model: peft copies the submodule, and copies would remove nothing
     model.budget_pruner = pruner
-    model.generate = types.MethodType(_generate, model)
+    model.generate = types.MethodType(generate, model)
     return Pruning(model)
 
 
@@ -210,13 +230,8 @@ def _detach(model, family, handles):
 
 # Hooks are functions of the module, not closures: after copy.deepcopy they must act on the copy.
 
-@functools.cache
-def _forward_names(cls):
-    return tuple(inspect.signature(cls.forward).parameters)[1:]
-
-
 def _before_forward(model, args, kwargs):
-    kwargs = {**dict(zip(_forward_names(type(model)), args)), **kwargs}
+    kwargs = {**dict(zip(forward_names(type(model)), args)), **kwargs}
     pruner = model.budget_pruner
     if pruner.selector.place == "llm":
         return (), decoder.find_image_tokens(model, pruner, kwargs)
@@ -225,6 +240,8 @@ def _before_forward(model, args, kwargs):
         inputs = {name: value for name, value in kwargs.items() if value is not None}
         gates = pruner.selector.trainable and model.training and torch.is_grad_enabled()
         kwargs = encode(model, inputs, gates=gates)
+        if gates:  # every token in every layer: a second method waits
+            return (), _one_tensor_each(family, kwargs)
         given = kwargs["mm_encoder_outputs"]
     else:
         where, ids = kwargs.get("position_ids"), kwargs.get("input_ids")
@@ -233,66 +250,19 @@ def _before_forward(model, args, kwargs):
             # Gaps in position ids without mask and cache would be read as several packed sequences.
             kwargs["attention_mask"] = torch.ones_like(ids)
     if given:
-        kwargs["mm_encoder_outputs"] = {name: _one_tensor(out) if name in family.one_tensor else out
-                                        for name, out in given.items()}
-    return (), kwargs
+        kwargs = _one_tensor_each(family, kwargs)
+    return (), kwargs if pruner.inside is None else decoder.find_image_tokens(model, pruner.inside, kwargs)
 
 
-def _one_tensor(output):
-    """The same with its features as one tensor; a list of them, which beams need, may hold images of any size."""
-    features = output.pooler_output
-    if isinstance(features, torch.Tensor):
-        return output
-    return type(output)(pooler_output=torch.cat(list(features))[None])
+def _one_tensor_each(family, kwargs):
+    """Features as one tensor where the model wants that; a list of them, which beams need, may hold any sizes."""
+    def joined(name, output):
+        if name not in family.one_tensor or isinstance(output.pooler_output, Tensor):
+            return output
+        return type(output)(pooler_output=torch.cat(list(output.pooler_output))[None])
 
-
-def _generate(self, inputs=None, *args, **kwargs):
-    """generate() on the shrunk prompt; the caller's own prompt stands in front of what comes back."""
-    stock = type(self).generate
-    pruner, ids = self.budget_pruner, kwargs.pop("input_ids", inputs)
-    media = pruner.family(self).media.values()
-    if ids is None or all(kwargs.get(pixels) is None for pixels in media):
-        return stock(self, ids, *args, **kwargs)
-    if pruner.selector.place == "llm":
-        _refuse_unsound(pruner.selector.name, _generation_config(self, args, kwargs), kwargs)
-        token = decoder.prompts.set(len(ids))
-        try:
-            return stock(self, ids, *args, **kwargs)
-        finally:
-            decoder.prompts.reset(token)
-    names = set(_forward_names(type(self)))
-    given = {name: kwargs.pop(name) for name in list(kwargs) if name in names and kwargs[name] is not None}
-    options = {key: given.pop(key) for key in ("past_key_values", "use_cache") if key in given}
-    with torch.no_grad():
-        shrunk = encode(self, {"input_ids": ids, **given}, gates=False, generating=True)
-    less = ids.shape[1] - shrunk["input_ids"].shape[1]
-    config = _generation_config(self, args, kwargs)
-    for name, newer in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        length = kwargs.get(name, getattr(config, name, None))
-        if length is not None and kwargs.get(newer) is None and getattr(config, newer, None) is None:
-            kwargs[name] = length - less
-    prompt = shrunk.pop("input_ids")
-    result = stock(self, prompt, *args, **shrunk, **options, **kwargs)
-    sequences = result if isinstance(result, Tensor) else result.sequences
-    answers = sequences[:, prompt.shape[1]:]
-    sequences = torch.cat([ids.repeat_interleave(len(answers) // len(ids), dim=0), answers], dim=1)
-    if isinstance(result, Tensor):
-        return sequences
-    result.sequences = sequences
-    return result
-
-
-def _generation_config(model, args, kwargs):
-    return kwargs.get("generation_config") or (args[0] if args else None) or model.generation_config
-
-
-def _refuse_unsound(name, config, kwargs):
-    """Ways to generate in which the last token of the first forward is not the prompt's last token."""
-    for option in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
-        if kwargs.get(option) is not None or getattr(config, option, None) is not None:
-            raise ValueError(f"{option} cannot be used with {name}: it ranks image tokens by the prompt's last token, "
-                             "which must be in the first forward and be the last there; leave the option out, or use "
-                             "a method that prunes before the language model")
+    outputs = kwargs["mm_encoder_outputs"]
+    return {**kwargs, "mm_encoder_outputs": {name: joined(name, output) for name, output in outputs.items()}}
 
 
 __all__ = ["Pruner", "Pruning", "prune", "unprune"]

@@ -148,7 +148,7 @@ class DecoderState:
         return self.before(depth + 1)
 
     @torch.no_grad()
-    def __call__(self, module, query, key):
+    def __call__(self, module, query, key, **call):
         """Probe of the layer before a stage. Gradient checkpointing calls it again; what was heard first counts."""
         depth = module.layer_idx + 1
         if depth not in self.layers or depth in self.stages or depth in self.heard:
