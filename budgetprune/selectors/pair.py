@@ -1,7 +1,7 @@
 """Two methods that work together: one before the language model, one inside it."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from inspect import signature
 
 from .base import Selector, build, find
 
@@ -16,7 +16,7 @@ def methods_of(method, options: dict) -> tuple[Selector, Selector | None]:
         return build(method, **options), None
     if isinstance(method, str):
         names = method.split("+")
-        known = [{field.name for field in fields(find(name))} for name in names]
+        known = [set(signature(find(name)).parameters) for name in names]
         for option in options:
             takers = [name for name, own in zip(names, known) if option in own]
             if len(takers) != 1:
