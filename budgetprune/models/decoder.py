@@ -32,7 +32,7 @@ def enter(module, args, kwargs):
     past = int(cache.get_seq_length()) if cache is not None else 0
     if past == 0:
         if getattr(cache, "budgetprune_state", None) is not None:
-            del cache.budgetprune_state  # of a prompt before, if the cache was reset
+            del cache.budgetprune_state  # of another prompt, before the cache was reset
         if image is not None:
             _begin(module, kwargs, *image)
         return args, kwargs

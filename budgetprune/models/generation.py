@@ -27,9 +27,12 @@ def generate(self, inputs=None, *args, **kwargs):
     options = {key: given.pop(key) for key in ("past_key_values", "use_cache") if key in given}
     rest = {name: value for name, value in kwargs.items() if name not in names}
     if turns.held(cache):
+        _refuse_speculation(_generation_config(self, args, kwargs), kwargs)
         images = {*family.media.values(), *family.encoder_arguments}
         later = {name: value for name, value in given.items() if name not in images}
         shrunk = turns.resume(cache, ids, later, family.is_placeholder(self, ids))
+    else:
+        turns.forget(cache)
     if shrunk is not None:
         return _answer(self, ids, shrunk, args, options, rest)
     if not any(given.get(pixels) is not None for pixels in family.media.values()):
@@ -77,6 +80,14 @@ def _refuse_unsound(name, config, kwargs):
     """Ways to generate in which the last token of the first forward is not the prompt's last token."""
     for option in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
         if kwargs.get(option) is not None or getattr(config, option, None) is not None:
-            raise ValueError(f"{option} cannot be used with {name}: it ranks image tokens by the prompt's last token, "
-                             "which must be in the first forward and be the last there; leave the option out, or use "
-                             "a method that prunes before the language model")
+            raise ValueError(f"{option} cannot be used with {name}: it ranks image tokens by the end of the prompt, "
+                             "which must be in the first forward as a whole, with nothing behind it; leave the option "
+                             "out, or use a method that prunes before the language model")
+
+
+def _refuse_speculation(config, kwargs):
+    """transformers begins it as if the cache were empty, and says something else than greedy decoding."""
+    for option in ("prompt_lookup_num_tokens", "assistant_model"):
+        if kwargs.get(option) is not None or getattr(config, option, None) is not None:
+            raise ValueError(f"{option} cannot be used over a cache that holds tokens: leave it out, or start anew, "
+                             "with the whole conversation and without past_key_values")

@@ -20,6 +20,13 @@ def held(cache) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
+def forget(cache) -> None:
+    """Of an empty cache: what it stood for before it was reset."""
+    for name in ("budgetprune_turn", "budgetprune_state"):
+        if getattr(cache, name, None) is not None:
+            delattr(cache, name)
+
+
 def remember(cache, ids: Tensor, inputs: dict) -> None:
     """Notes on a cache, where there is one, what it stands for. A later turn begins with the first's prompt again."""
     if cache is not None:
