@@ -87,19 +87,32 @@ def per_layer(decoder: DecoderShape, lengths) -> list[int]:
     return list(lengths)
 
 
-def layer_lengths(shape: VlmShape, image_tokens_in, kept, text_tokens, prune_layer=None) -> list[int]:
-    """Tokens that each decoder layer sees: all image tokens before `prune_layer`, `kept` from it on."""
+def layer_lengths(shape: VlmShape, image_tokens_in, kept, text_tokens, prune_layer=None, stages=()) -> list[int]:
+    """Tokens that each decoder layer sees: `kept` image tokens, and fewer from the layer of each stage on; with
+    `prune_layer` all image tokens before that layer, `kept` from it on."""
     for name, value in (("image_tokens_in", image_tokens_in), ("kept", kept), ("text_tokens", text_tokens)):
         _check_count(name, value)
-    layers = shape.decoder.layers
-    if prune_layer is None:
-        return [kept + text_tokens] * layers
-    _check_count("prune_layer", prune_layer)
-    if prune_layer > layers:
-        raise ValueError(f"prune_layer must be at most the number of layers, {layers}, got {prune_layer}")
-    if kept > image_tokens_in:
-        raise ValueError(f"kept must be at most image_tokens_in, {image_tokens_in}, with prune_layer, got {kept}")
-    return [image_tokens_in + text_tokens] * prune_layer + [kept + text_tokens] * (layers - prune_layer)
+    layers, entering = shape.decoder.layers, kept
+    if prune_layer is not None:
+        _check_count("prune_layer", prune_layer)
+        if stages:
+            raise ValueError("prune_layer must be None with stages, which say more")
+        if prune_layer > layers:
+            raise ValueError(f"prune_layer must be at most the number of layers, {layers}, got {prune_layer}")
+        if kept > image_tokens_in:
+            raise ValueError(f"kept must be at most image_tokens_in, {image_tokens_in}, with prune_layer, got {kept}")
+        entering, stages = image_tokens_in, ((prune_layer, kept),)
+    lengths = [entering + text_tokens] * layers
+    before = (0, entering)
+    for layer, left in stages:
+        _check_count("stages", layer)
+        _check_count("stages", left)
+        if not before[0] <= layer <= layers or left > before[1]:
+            raise ValueError("stages must be (layer, image tokens from it on), the layers ascending and at most "
+                             f"{layers}, the tokens never more than before ({before[1]}), got {(layer, left)}")
+        lengths[layer:] = [left + text_tokens] * (layers - layer)
+        before = layer, left
+    return lengths
 
 
 def _crops(shape, image_tokens_in, crops):
@@ -112,17 +125,19 @@ def _crops(shape, image_tokens_in, crops):
     return image_tokens_in // shape.tokens_per_crop
 
 
-def prefill_flops(shape: VlmShape, image_tokens_in, kept, text_tokens, *, prune_layer=None, batch=1, logits="last",
-                  attention="full", projected=None, crops=None, selector_flops=0) -> PrefillFlops:
+def prefill_flops(shape: VlmShape, image_tokens_in, kept, text_tokens, *, prune_layer=None, stages=(), batch=1,
+                  logits="last", attention="full", projected=None, crops=None, selector_flops=0) -> PrefillFlops:
     """FLOPs up to the first new token's logits.
 
     Args:
         image_tokens_in: N, image tokens that the tower gives.
-        kept: K, image tokens that the decoder reads (from `prune_layer` on). A method that adds merged tokens counts
-            them too, so K may exceed N only where it is not mid-LLM.
+        kept: K, image tokens that the decoder reads (from `prune_layer` on; with `stages`, at first). A method that
+            adds merged tokens counts them too, so K may exceed N only where it is not mid-LLM.
         text_tokens: T, all other tokens of the prompt.
         prune_layer: None where selection comes before the decoder; k where decoder layers k and later see K tokens
             and the first k see N (FastV).
+        stages: of methods that act in the decoder once or more, (layer, image tokens from it on) of every stage, as
+            Selector.stages gives them; `kept` is N then, or what a method before the decoder leaves.
         logits: "last" as generate() asks for, or "all" as forward() without logits_to_keep computes.
         attention: see decoder_flops.
         projected: "kept" where selection comes before the projector (default), "all" where it needs projected
@@ -133,7 +148,7 @@ def prefill_flops(shape: VlmShape, image_tokens_in, kept, text_tokens, *, prune_
 
     ValueError and TypeError name the argument.
     """
-    lengths = layer_lengths(shape, image_tokens_in, kept, text_tokens, prune_layer)
+    lengths = layer_lengths(shape, image_tokens_in, kept, text_tokens, prune_layer, stages)
     _check_count("batch", batch, 1)
     _check_count("selector_flops", selector_flops)
     _check_choice("logits", logits, ("last", "all"))

@@ -14,6 +14,7 @@ class CostRow:
 
     prefill_floor_ms, decode_floor_ms: rooflines where a device is named: the operations against reading the weights
         once and writing (prefill) or reading (decode) the cache.
+    layer_mean: image tokens that a decoder layer sees, the mean over its layers.
     """
 
     keep: int
@@ -25,13 +26,15 @@ class CostRow:
     kv_share: float
     prefill_floor_ms: float | None = None
     decode_floor_ms: float | None = None
+    layer_mean: float | None = None
 
 
-def table(shape: VlmShape, keeps, text_tokens, *, image_tokens_in=None, prune_layer=None, batch=1, bytes_per_value=2,
-          attention="full", crops=None, on: Device | str | None = None) -> list[CostRow]:
+def table(shape: VlmShape, keeps, text_tokens, *, image_tokens_in=None, prune_layer=None, stages=None, batch=1,
+          bytes_per_value=2, attention="full", crops=None, on: Device | str | None = None) -> list[CostRow]:
     """One CostRow per budget in `keeps`, in their order.
 
-    image_tokens_in: N; one crop's tokens where None. The other arguments are those of prefill_flops, kv_bytes and
+    image_tokens_in: N; one crop's tokens where None. stages: gives the stages of a method inside the decoder for a
+    budget, as prefill_flops takes them. The other arguments are those of prefill_flops, kv_bytes and
     roofline_ms. `sequence` is what the last layer sees. ValueError: no budget, or one that prefill_flops refuses.
     """
     keeps = list(keeps)
@@ -45,21 +48,24 @@ def table(shape: VlmShape, keeps, text_tokens, *, image_tokens_in=None, prune_la
     prefill_weights = decode_weights + (parts["tower"] + parts["projector"]) * bytes_per_value
 
     def cost(keep):
-        lengths = layer_lengths(shape, tokens, keep, text_tokens, prune_layer)
-        flops = prefill_flops(shape, tokens, keep, text_tokens, prune_layer=prune_layer, batch=batch,
+        later = () if stages is None else tuple(stages(keep))
+        kept = tokens if later else keep
+        lengths = layer_lengths(shape, tokens, kept, text_tokens, prune_layer, later)
+        flops = prefill_flops(shape, tokens, kept, text_tokens, prune_layer=prune_layer, stages=later, batch=batch,
                               attention=attention, crops=crops).total
         cache = sum(kv_bytes(shape.decoder, lengths, batch=batch, bytes_per_value=bytes_per_value))
         decode = decode_flops_per_token(shape, [length + 1 for length in lengths], batch=batch)
-        return lengths[-1], flops, decode, cache
+        mean = sum(lengths) / len(lengths) - text_tokens
+        return lengths[-1], flops, decode, cache, mean
 
-    _, full_flops, _, full_cache = cost(tokens)
+    _, full_flops, _, full_cache, _ = cost(tokens)
     rows = []
     for keep in keeps:
-        sequence, flops, decode, cache = cost(keep)
+        sequence, flops, decode, cache, mean = cost(keep)
         floors = (None, None)
         if on is not None:
             floors = (roofline_ms(flops, prefill_weights + cache, on),
                       roofline_ms(decode, decode_weights + cache, on))
         rows.append(CostRow(keep, sequence, flops, flops / full_flops, decode, cache,
-                            cache / full_cache if full_cache else 1.0, *floors))
+                            cache / full_cache if full_cache else 1.0, *floors, mean))
     return rows

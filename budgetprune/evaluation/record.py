@@ -16,8 +16,8 @@ from pathlib import Path
 FILE_NAME = "records.jsonl"
 _TEXTS = ("task", "model", "method", "commit", "torch", "device", "time")
 _COUNTS = ("keep", "samples", "seed", "prefill_flops", "peak_bytes", "latency_batch")
-_NUMBERS = ("accuracy", "kept_recall", "kept_mean", "prefill_ms", "decode_ms_per_token")
-_NOT_ALWAYS_WRITTEN = {"kept_mean", "latency_batch"}
+_NUMBERS = ("accuracy", "kept_recall", "kept_mean", "layer_mean", "prefill_ms", "decode_ms_per_token")
+_NOT_ALWAYS_WRITTEN = {"kept_mean", "layer_mean", "latency_batch"}
 _OPTIONAL = {"kept_recall", "prefill_flops", "prefill_ms", "decode_ms_per_token", "peak_bytes"} | _NOT_ALWAYS_WRITTEN
 
 
@@ -26,6 +26,8 @@ class Record:
     """The result of one task x model x method x budget cell.
 
     keep: K, image tokens kept, an exact count; `kept_mean` is what a method with a count of its own kept on average.
+    layer_mean: of a method inside the language model, the image tokens that a layer sees, the mean over the layers;
+        papers on such methods give this as their number of tokens.
     accuracy, kept_recall: fractions; kept_recall is the share of the tokens that matter (where the task knows them)
         that was kept.
     ci95: [low, high] around accuracy. prefill_flops: per sample. time: ISO 8601.
@@ -44,6 +46,7 @@ class Record:
     method_options: dict = field(default_factory=dict)
     kept_recall: float | None = None
     kept_mean: float | None = None
+    layer_mean: float | None = None
     prefill_flops: int | None = None
     prefill_ms: float | None = None
     decode_ms_per_token: float | None = None

@@ -103,7 +103,8 @@ def markdown_table(records) -> str:
         for r in _rows(group):
             share = _share(r, group)
             lines.append("| " + " | ".join([
-                _cell(labels[r.key()]), str(r.keep), f"{r.accuracy:.3f}", f"{r.ci95[0]:.3f} to {r.ci95[1]:.3f}",
+                _cell(labels[r.key()]), str(r.keep) + _over_layers(r), f"{r.accuracy:.3f}",
+                f"{r.ci95[0]:.3f} to {r.ci95[1]:.3f}",
                 _known(r.kept_recall, ".3f"), _known(r.prefill_flops and r.prefill_flops / 1e9, ".3f"),
                 DASH if share is None else _percent(share), _known(r.prefill_ms, ".2f"),
                 _known(r.decode_ms_per_token, ".2f")]) + " |")
@@ -112,6 +113,11 @@ def markdown_table(records) -> str:
 
 def _known(value, form):
     return DASH if value is None else format(value, form)
+
+
+def _over_layers(record):
+    """Behind K: what papers on pruning inside the language model call the number of tokens."""
+    return "" if record.layer_mean is None else f" ({record.layer_mean:.1f} over layers)"
 
 
 def _cell(text):
@@ -197,7 +203,8 @@ def _table(groups):
             note = " <small>full model</small>" if record.method == FULL else ""
             row = [f'<th scope="row">{dot}{escape(label)}{note}</th>']
             row += [f"<td>{escape(text)}</td>" for text in (record.task, record.model)] if several else []
-            row.append(_number(record.keep, str(record.keep)))
+            row.append(_number(record.keep, f"{record.keep}<small>{_over_layers(record)}</small>"
+                               if record.layer_mean is not None else str(record.keep)))
             if averaged:
                 row.append(_number(record.kept_mean, _known(record.kept_mean, ".2f")))
             for name, _, _, show in COLUMNS:

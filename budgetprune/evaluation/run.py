@@ -210,11 +210,15 @@ def cost_of(model, active, pruning, counts, batches, config: EvalConfig, tokens:
     shape, selector = VlmShape.from_config(model.config), pruning.selector if pruning is not None else None
     kept = round(sum(counts) / len(counts))
     text = round(float(batches[0]["attention_mask"].sum(1).float().mean())) - shape.tokens_per_crop
-    layer = selector.layer if selector is not None and selector.place == "llm" else None
-    width = shape.decoder.hidden if layer else shape.tower.hidden
-    flops = prefill_flops(shape, shape.tokens_per_crop, kept, text, prune_layer=layer,
-                          selector_flops=selector.flops(tokens, width, kept) if selector else 0)
+    tokens_in, depth = shape.tokens_per_crop, shape.decoder.layers
+    inside = selector is not None and selector.place == "llm"
+    flops = prefill_flops(shape, tokens_in, tokens_in if inside else kept, text,
+                          stages=selector.stages(tokens_in, kept, depth) if inside else (),
+                          selector_flops=selector.flops(tokens, shape.decoder.hidden if inside else shape.tower.hidden,
+                                                        kept) if selector else 0)
     costs = {"prefill_flops": flops.total}
+    if inside:
+        costs["layer_mean"] = selector.average(tokens_in, kept, depth)
     if config.latency_batch:
         timed = {name: value[: config.latency_batch] for name, value in batches[0].items()}
         costs |= {"latency_batch": len(timed["input_ids"]), "prefill_ms": measure.prefill_ms(active, timed),
