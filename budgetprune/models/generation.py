@@ -45,7 +45,7 @@ def generate(self, inputs=None, *args, **kwargs):
             shrunk = {"input_ids": ids, **given}
         else:
             with torch.no_grad():
-                shrunk = encode(self, {"input_ids": ids, **given}, gates=False)
+                shrunk = encode(self, {"input_ids": ids, **given}, gates=False, generating=True)
         return _answer(self, ids, shrunk, args, options, rest)
     finally:
         decoder.prompts.reset(token)
