@@ -19,9 +19,10 @@ def find_image_tokens(model, pruner, kwargs: dict) -> dict:
     """Forward arguments with the image mask added, which the decoder's hook takes out again."""
     ids = kwargs.get("input_ids")
     if ids is not None:
-        is_image = pruner.family(model).is_placeholder(model, ids)
+        family = pruner.family(model)
+        is_image = family.is_placeholder(model, ids)
         if bool(is_image.any()):
-            kwargs["budgetprune_image"] = (is_image, pruner)
+            kwargs["budgetprune_image"] = (is_image, pruner, family.prefix_lm)
     return kwargs
 
 
@@ -42,7 +43,7 @@ def enter(module, args, kwargs):
     return args, kwargs
 
 
-def _begin(module, kwargs, is_image, pruner):
+def _begin(module, kwargs, is_image, pruner, prefix_lm):
     counts = is_image.sum(1).tolist()
     keep = _keep(pruner, counts)
     if keep == counts:
@@ -52,6 +53,11 @@ def _begin(module, kwargs, is_image, pruner):
     exists = _exists(kwargs.get("attention_mask"), is_image.shape[1])
     layers = pruner.selector.layers(len(module.layers))
     state = DecoderState.begin(pruner, layers, is_image, exists, keep, kwargs.get("inputs_embeds"))
+    state.prefix_lm = prefix_lm
+    deep = kwargs.get("deepstack_visual_embeds")
+    if deep is not None:  # the model adds them by columns of the whole prompt; behind the first stage we do
+        state.add_deep(kwargs["visual_pos_masks"], deep)
+        kwargs["deepstack_visual_embeds"] = deep[:layers[0]]
     kwargs["budgetprune_state"] = kwargs["budgetprune_probe"] = state
 
 
@@ -74,6 +80,8 @@ def _keep(pruner, counts: list[int]) -> list[int]:
 
 def _exists(mask, length):
     """[B, L] bool from a 2-D mask, or from the last row of the 4-D mask that generate makes for static caches."""
+    if isinstance(mask, dict):  # one mask for each kind of layer
+        mask = mask["full_attention"]
     if mask is None:
         return None
     if mask.dim() == 4:
@@ -91,12 +99,14 @@ def layer(module, args, kwargs):
     cache = kwargs.get("past_key_values")
     depth = module.self_attn.layer_idx
     if "budgetprune_probe" in kwargs:  # the prompt itself
+        hidden = state.with_deep(depth - 1, hidden)
         if depth in state.layers:
             new = depth not in state.stages  # gradient checkpointing comes here again
             stage = state.choose(depth, hidden) if new else state.stages[depth]
             hidden = stage.narrow(hidden)
             if new:
-                stage.prepare(module, hidden, cache, kwargs["position_embeddings"])
+                own = kwargs["attention_mask"] if state.prefix_lm else None
+                stage.prepare(module, hidden, cache, kwargs["position_embeddings"], own)
             if cache is not None:
                 cache.budgetprune_state = state
         stage = state.at(depth)
@@ -121,6 +131,7 @@ def leave(module, args, kwargs, output):
     if state is None or "budgetprune_probe" not in kwargs:
         return None
     hidden = output[0] if isinstance(output, tuple) else output
+    hidden = state.with_deep(module.self_attn.layer_idx, hidden)
     whole = hidden.new_zeros(len(hidden), state.length + 1, hidden.shape[-1])
     kept = state.at(module.self_attn.layer_idx).kept
     where = kept.long().remainder(state.length + 1)[..., None].expand_as(hidden)
@@ -130,9 +141,6 @@ def leave(module, args, kwargs, output):
 
 def install(model, pruner, family) -> list:
     """Adds the hooks and the probes; returns their handles."""
-    if family.prefix_lm:
-        raise ValueError(f"{pruner.selector.name} needs a language model whose attention is causal, in "
-                         f"{type(model).__name__} the tokens of a prompt see each other in both directions")
     decoder = family.decoder(model)
     layers = decoder.layers
     stages = pruner.selector.layers(len(layers))
@@ -142,6 +150,11 @@ def install(model, pruner, family) -> list:
                              f"got {depth}")
     if not stages or list(stages) != sorted(set(stages)):
         raise ValueError(f"{pruner.selector.name}.layers must be ascending, got {list(stages)}")
+    kinds = {getattr(block.self_attn, "sliding_window", None) for block in layers[stages[0]:]}
+    if kinds - {None}:
+        raise ValueError(f"{pruner.selector.name} needs layers that see the whole prompt from layer {stages[0]} on, those "
+                         f"of {type(model).__name__} have a sliding window of {max(kinds - {None})} tokens, in which "
+                         "dropped tokens would still be counted; use a method that prunes before the language model")
     for depth in stages:
         attention.tap(layers[depth - 1].self_attn)
     handles = [decoder.register_forward_pre_hook(enter, with_kwargs=True)]

@@ -58,11 +58,29 @@ class Stage:
         after = after.masked_fill(after < 0, self.width)[..., None].expand_as(merged)
         return torch.cat([out, out[:, :1]], dim=1).scatter(1, after, merged)[:, : self.width]
 
-    def prepare(self, module, hidden: Tensor, cache, embeddings) -> None:
-        """Positions and mask of the prompt itself, which every layer of the stage shares."""
+    def prepare(self, module, hidden: Tensor, cache, embeddings, own: Tensor | None) -> None:
+        """Positions and mask of the prompt itself, which every layer of the stage shares.
+
+        own: the mask [B, 1, L, S] of the layers before, where causality is not all there is to it.
+        """
         cos_sin = (e.expand(len(hidden), -1, -1) for e in embeddings)
         self.position_embeddings = tuple(gather_tokens(e, self.kept).tokens for e in cos_sin)
-        self.attention_mask = _mask(module, hidden, cache, self.exists)
+        self.attention_mask = _mask(module, hidden, cache, self.exists) if own is None else self._narrowed(own)
+
+    def _narrowed(self, own: Tensor) -> Tensor:
+        """Rows and columns of a mask at what stays; columns of a static cache that are still empty follow."""
+        where, there = self.local.long().clamp_min(0), self.local >= 0
+        hidden = torch.finfo(own.dtype).min if own.is_floating_point() else False
+        seen = 0 if own.is_floating_point() else True
+        rows = own.expand(len(where), -1, -1, -1).gather(2, where[:, None, :, None].expand(-1, 1, -1, own.shape[3]))
+        both = rows.gather(3, where[:, None, None].expand(-1, 1, self.width, -1))
+        both = both.masked_fill(~there[:, None, None], hidden)
+        # A row of padding sees itself: what sees nothing may become NaN, and NaN times zero is NaN.
+        alone = ~there[:, None, :, None] & torch.eye(self.width, dtype=torch.bool, device=own.device)
+        both = both.masked_fill(alone, seen)
+        static = own.shape[3] > own.shape[2]
+        empty = own.shape[3] - self.width if static else 0
+        return torch.cat([both, both.new_full((*both.shape[:3], empty), hidden)], dim=3)
 
     def step(self, module, hidden: Tensor, cache, tail: Tensor | None, past: int) -> None:
         """The mask of a step behind the prompt: `past` tokens were seen since, `tail` [B, .] says which of them and of
@@ -107,6 +125,8 @@ class DecoderState:
     heard: dict[int, tuple] = field(default_factory=dict)
     stages: dict[int, Stage] = field(default_factory=dict)
     plans: list[TokenPlan] = field(default_factory=list)
+    deep: dict[int, Tensor] = field(default_factory=dict)
+    prefix_lm: bool = False
     past: int = 0
     tail: Tensor | None = None
 
@@ -137,6 +157,21 @@ class DecoderState:
             wanted = torch.where(rows, columns, self.length)
             wanted = torch.cat([wanted, torch.where(rows.any(1), self.length, last)[:, None]], dim=1)
             self.rows = is_image.new_zeros(len(images), self.length + 1).scatter(1, wanted, True)[:, : self.length]
+
+    def add_deep(self, visual: Tensor, features: list[Tensor]) -> None:
+        """Features that are added behind a layer where `visual` [B, L] is True; those of the layers from the first
+        stage on are kept here, [B, L, C]."""
+        for depth, x in enumerate(features):
+            if depth >= self.layers[0]:
+                whole = x.new_zeros(*visual.shape, x.shape[-1])
+                self.deep[depth] = whole.masked_scatter(visual[..., None].to(x.device), x)
+
+    def with_deep(self, depth: int, hidden: Tensor) -> Tensor:
+        """The output of layer `depth` with what is added behind it."""
+        if depth not in self.deep:
+            return hidden
+        more = gather_tokens(self.deep[depth].to(hidden), self.at(depth).kept).tokens
+        return hidden + more
 
     def before(self, depth: int) -> Stage:
         """What the layer before `depth` sees."""
