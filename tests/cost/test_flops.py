@@ -101,6 +101,28 @@ def test_pruning_at_layer_k_agrees_with_layers_counted_one_by_one():
     assert found.projector == projector_flops(shape, tokens)
 
 
+def test_several_stages_agree_with_layers_counted_one_by_one():
+    model, text = llava(odd=True), 5
+    shape = VlmShape.from_config(model.config)
+    language, tokens = model.model.language_model, shape.tokens_per_crop
+    lengths = [6 + text, 4 + text, 1 + text]
+
+    def run():
+        for layer, length in zip(language.layers, lengths, strict=True):
+            hidden, ids = torch.randn(1, length, shape.decoder.hidden), torch.arange(length)[None]
+            layer(hidden, position_embeddings=language.rotary_emb(hidden, ids), attention_mask=None)
+
+    found = prefill_flops(shape, tokens, 6, text, stages=((1, 4), (2, 1)))
+    assert found.decoder == pytest.approx(counted(run), rel=1e-3)
+    assert found.projector == projector_flops(shape, 6)
+
+
+def test_one_stage_costs_what_pruning_at_its_layer_costs():
+    staged = prefill_flops(LLAVA, 576, 576, 60, stages=((2, 64),))
+    assert staged == prefill_flops(LLAVA, 576, 64, 60, prune_layer=2)
+    assert prefill_flops(LLAVA, 576, 192, 60, stages=((2, 64),)).total < staged.total
+
+
 def test_pruning_at_the_first_and_past_the_last_layer_are_the_two_ends():
     assert prefill_flops(LLAVA, 576, 64, 60, prune_layer=0).decoder == prefill_flops(LLAVA, 576, 64, 60).decoder
     assert prefill_flops(LLAVA, 576, 64, 60, prune_layer=32) == prefill_flops(LLAVA, 576, 576, 60)
@@ -169,6 +191,10 @@ def test_flops_grow_with_every_size():
     ({"prune_layer": 33}, ValueError, "prune_layer must be at most the number of layers, 32"),
     ({"prune_layer": 2, "kept": 600}, ValueError, "kept must be at most image_tokens_in"),
     ({"prune_layer": 2, "projected": "kept"}, ValueError, "projected"),
+    ({"prune_layer": 2, "stages": ((3, 4),)}, ValueError, "prune_layer must be None with stages"),
+    ({"stages": ((3, 65),)}, ValueError, r"stages must be .* never more than before \(64\), got \(3, 65\)"),
+    ({"stages": ((3, 9), (2, 4))}, ValueError, "stages must be .* the layers ascending"),
+    ({"stages": ((33, 9),)}, ValueError, "stages must be .* at most 32"),
     ({"batch": 0}, ValueError, "batch must be at least 1"),
     ({"logits": "some"}, ValueError, "logits must be 'last' or 'all'"),
     ({"attention": "half"}, ValueError, "attention must be"),

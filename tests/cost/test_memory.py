@@ -119,3 +119,11 @@ def test_table_prices_pruning_inside_the_decoder():
     assert before.prefill_floor_ms is None and before.decode_floor_ms is None
     with pytest.raises(ValueError, match="keeps must name at least one budget"):
         table(LLAVA, [], 60)
+
+
+def test_the_table_counts_every_stage_and_says_the_mean_over_layers():
+    row, all_in = table(LLAVA, [72, 576], 60, stages=lambda k: ((8, 4 * k), (16, 2 * k), (24, k)) if k < 576 else ())
+    assert row.layer_mean == 270 and row.keep == 72 and row.sequence == 132 and all_in.layer_mean == 576
+    assert row.kv_bytes == pytest.approx(all_in.kv_bytes * (270 + 60) / (576 + 60))
+    assert table(LLAVA, [64], 60)[0].layer_mean == 64
+    assert table(LLAVA, [64], 60, prune_layer=2)[0].layer_mean == 64 + 2 * 512 / 32

@@ -105,6 +105,13 @@ def test_several_tasks_have_a_chart_pair_each_and_their_columns(run_dir):
     assert "Prefill FLOPs: not recorded." in [e["text"] for e in page.all("p", class_="missing")]
 
 
+def test_the_mean_over_layers_stands_beside_k_where_a_method_acts_inside_the_language_model(run_dir):
+    records = [*RECORDS, cell("deep", 4, 20, layer_mean=34.0)]
+    assert "| deep | 4 (34.0 over layers) |" in markdown_table(records)
+    assert ["deep", "4 (34.0 over layers)"] in [row[:2] for row in report(run_dir(records)).rows()]
+    assert "over layers" not in markdown_table(RECORDS)
+
+
 def test_markdown_table_has_one_row_per_record_and_dashes():
     lines = markdown_table([*RECORDS, cell("a|b\n<i>", 4, 20)]).splitlines()
     assert len(lines) == 2 + len(RECORDS) + 1

@@ -34,6 +34,8 @@ def test_every_cell_is_one_record(finished):
     assert own.method == "prumerge" and own.method_options == {"count": "own"} and own.keep == round(own.kept_mean)
     assert [cell for cell, done, total in seen] == ["none K=64", "uniform K=8", "fastv K=8", "prumerge K=8",
                                                    "prumerge own count", "done"]
+    # Of four layers two see all 64 tokens and two see 8; other methods have no mean beside K.
+    assert [r.layer_mean for r in records] == [None, None, 36.0, None, None]
     for r in records:
         assert r.samples == 12 and r.ci95[0] <= r.accuracy <= r.ci95[1] and r.task == "digits"
         assert r.prefill_ms > 0 and r.decode_ms_per_token >= 0 and r.peak_bytes > 0 and r.commit and r.device
