@@ -48,7 +48,6 @@ def _begin(module, kwargs, is_image, pruner, prefix_lm):
     keep = _keep(pruner, counts)
     if keep == counts:
         pruner.record(None)
-        pruner.stages = ()
         return  # everything stays: not a bit may change
     exists = _exists(kwargs.get("attention_mask"), is_image.shape[1])
     layers = pruner.selector.layers(len(module.layers))

@@ -85,8 +85,9 @@ class Pruner(nn.Module):
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         self.load_state_dict(weights)
 
-    def record(self, plan: TokenPlan | None, index: Tensor | None = None, valid: Tensor | None = None) -> None:
-        self.plan, self.index, self.valid = plan, index, valid
+    def record(self, plan: TokenPlan | None, index: Tensor | None = None, valid: Tensor | None = None,
+               stages: tuple[TokenPlan, ...] = ()) -> None:
+        self.plan, self.index, self.valid, self.stages = plan, index, valid, stages
 
 
 class Pruning:

@@ -217,8 +217,7 @@ class DecoderState:
         # Of merged tokens, those that gave them their place.
         lengths = None if len(set(stage.counts)) == 1 else torch.tensor(stage.counts, device=hidden.device)
         self.plans.append(plan if len(self.layers) == 1 else TokenPlan(stage.ordinal, lengths=lengths))
-        self.pruner.record(self.plans[-1])
-        self.pruner.stages = tuple(self.plans)
+        self.pruner.record(self.plans[-1], stages=tuple(self.plans))
         if len(self.stages) == len(self.layers):
             self.pruner = self.text = self.text_valid = self.rows = None  # caches live on, and are copied
         return stage
