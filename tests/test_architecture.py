@@ -23,18 +23,21 @@ MAY_IMPORT = {
     "training": BASE | {"models", "selectors", "pruners", "tasks", "cost"},
     "evaluation": BASE | {"models", "selectors", "tasks", "cost"},
     "doctor": {"ops", "training"},
+    "integrations": BASE | {"models", "selectors", "ops"},
     "demo": {"training", "evaluation", "selectors", "tasks"},
     "cli": {"demo", "doctor", "training", "evaluation", "selectors", "tasks", "cost"},
     "__main__": {"cli"},
 }
 # Packages that importing one of our rooms may not wake, and the rooms where they are at home.
 AT_HOME = {
-    "transformers": {"models", "training", "evaluation"},
+    "transformers": {"models", "training", "evaluation", "integrations"},
     "peft": {"models", "training", "evaluation"},
     "cupy": {"ops"},
     "sklearn": {"tasks"},
     "tokenizers": {"training"},
     "typer": {"cli"},
+    "lmms_eval": {"integrations"},
+    "vllm": {"integrations"},
 }
 
 
@@ -81,6 +84,7 @@ def test_no_file_outgrows_its_room(path):
     ("budgetprune", ["torch", "transformers", "peft", "sklearn", "cupy"]),
     ("budgetprune.ops", ["transformers", "peft", "sklearn", "cupy"]),
     ("budgetprune.selectors", ["transformers", "peft", "sklearn", "cupy"]),
+    ("budgetprune.integrations", ["torch", "transformers", "lmms_eval", "vllm"]),
     ("budgetprune.cli", ["torch", "transformers"]),
 ])
 def test_importing_wakes_no_more_than_it_needs(module, asleep):

@@ -1,0 +1,81 @@
+"""lmms-eval's own llava_hf, pruned: lmms_eval --model budgetprune_llava_hf --model_args pretrained=..,method=..,keep=..
+
+llava_hf takes no argument that it does not know, so ours are taken out first. It also answers "" where generate()
+raises, which would make an error of ours look like a method that answers badly; here every error ends the run.
+"""
+
+import inspect
+from contextlib import contextmanager
+from functools import wraps
+
+from accelerate import PartialState
+from lmms_eval.models.chat.llava_hf import LlavaHf as LlavaHfChat
+from lmms_eval.models.simple.llava_hf import LlavaHf
+
+import budgetprune
+
+THEIRS = frozenset(inspect.signature(LlavaHf.__init__).parameters) - {"self", "kwargs"} | {"max_batch_size"}
+
+
+class _Failure(BaseException):
+    """Carries an error past `except Exception`. BaseException is what llava_hf does not catch."""
+
+
+class _Pruned:
+    """What both forms of llava_hf gain.
+
+    method, keep, and the method's options as in budgetprune.prune; or pruner: a folder that save_pretrained wrote.
+    """
+
+    def __init__(self, method=None, keep=None, pruner=None, **arguments):
+        if (method is None) == (pruner is None):
+            raise ValueError(f"one of method and pruner must be given, got method={method!r} and pruner={pruner!r}")
+        theirs = {name: arguments.pop(name) for name in THEIRS & set(arguments)}
+        theirs.pop("max_batch_size", None)  # lmms-eval passes it to every model; llava_hf has no use for it
+        if pruner is not None and arguments:
+            raise ValueError(f"a pruner brings its options along, got {sorted(arguments)} beside pruner={pruner!r}")
+        if not theirs.get("device_map") and PartialState().num_processes == 1:
+            theirs["device_map"] = theirs.get("device", "cuda")  # llava_hf's default "" is refused by transformers 5
+        super().__init__(**theirs)
+        if pruner is not None:
+            self.pruning = budgetprune.from_pretrained(self.model, pruner, keep=keep)
+        else:
+            self.pruning = budgetprune.prune(self.model, method, keep=keep, **arguments)
+
+    def generate_until(self, requests):
+        with _errors_surface(self.model):
+            return super().generate_until(requests)
+
+    def loglikelihood(self, requests):
+        # llava_hf reads the logits at the columns of its own prompt, where a pruned model has others.
+        raise ValueError("a pruned llava_hf scores generate_until tasks, got loglikelihood: it would read logits of "
+                         "other tokens; take the task's generative form")
+
+
+@contextmanager
+def _errors_surface(model):
+    """Within, what model.generate raises cannot be caught by `except Exception`; outside it is the error itself."""
+    generate = model.generate
+
+    @wraps(generate)
+    def loud(*arguments, **options):
+        try:
+            return generate(*arguments, **options)
+        except Exception as error:
+            raise _Failure from error
+
+    model.generate = loud
+    try:
+        yield
+    except _Failure as failure:
+        raise failure.__cause__ from None
+    finally:
+        model.generate = generate
+
+
+class PrunedLlavaHf(_Pruned, LlavaHf):
+    """`--force_simple`: tasks that give one text with <image> in it."""
+
+
+class PrunedLlavaHfChat(_Pruned, LlavaHfChat):
+    """Tasks that give messages; what lmms-eval takes where it has both."""
