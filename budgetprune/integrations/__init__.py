@@ -12,3 +12,10 @@ def lmms_eval_models():
     home = f"{__name__}.lmms_eval"
     return ModelManifest("budgetprune_llava_hf", chat_class_path=f"{home}.PrunedLlavaHfChat",
                          simple_class_path=f"{home}.PrunedLlavaHf")
+
+
+def register_vllm() -> None:
+    """Entry point of the group `vllm.general_plugins`: one more architecture, used only where a config names it."""
+    from vllm import ModelRegistry
+
+    ModelRegistry.register_model("BudgetpruneLlava", f"{__name__}.vllm:PrunedLlava")

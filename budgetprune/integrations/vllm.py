@@ -1,0 +1,91 @@
+"""LLaVA-1.5 in vLLM with fewer image tokens, all that the encoder hands over being pruned already.
+
+vLLM gives an image its placeholders before the encoder runs, so the count is the same for every image; it keeps
+encoded images and prompt prefixes by the image's hash, so the question can have no say. FixedCount holds to both.
+"""
+
+import torch
+from vllm.model_executor.layers.attention import MMEncoderAttention
+from vllm.model_executor.models.clip import CLIPEncoderLayer, CLIPVisionModel
+from vllm.model_executor.models.llava import (
+    LlavaDummyInputsBuilder,
+    LlavaForConditionalGeneration,
+    LlavaMultiModalProcessor,
+    LlavaProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from .fixed_count import FixedCount
+
+
+def pruner_of(config) -> FixedCount:
+    """What hf_overrides asks for: budgetprune={"method": .., "keep": ..} and the method's options."""
+    wanted = getattr(config, "budgetprune", None)
+    if not isinstance(wanted, dict) or "method" not in wanted:
+        raise ValueError("hf_overrides must hold budgetprune={'method': .., 'keep': ..} beside the architecture, "
+                         f"got budgetprune={wanted!r}")
+    if config.vision_config.model_type != "clip_vision_model":
+        raise ValueError(f"model must have a CLIP vision tower, got {config.vision_config.model_type}")
+    if config.vision_feature_select_strategy != "default":
+        raise ValueError("vision_feature_select_strategy must be 'default' (patches without CLS), got "
+                         f"{config.vision_feature_select_strategy!r}")
+    if not isinstance(config.vision_feature_layer, int):
+        raise ValueError(f"vision_feature_layer must be one layer, got {config.vision_feature_layer!r}")
+    return FixedCount(**wanted)
+
+
+class PrunedLlavaInfo(LlavaProcessingInfo):
+    """Tells vLLM how many placeholders an image gets."""
+
+    def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
+        tokens = super().get_num_image_tokens(image_width=image_width, image_height=image_height)
+        return pruner_of(self.get_hf_config()).count(tokens)
+
+
+@MULTIMODAL_REGISTRY.register_processor(LlavaMultiModalProcessor, info=PrunedLlavaInfo,
+                                        dummy_inputs=LlavaDummyInputsBuilder)
+class PrunedLlava(LlavaForConditionalGeneration):
+    """The stock model, with a choice between its tower and its projector."""
+
+    def __init__(self, *, vllm_config, prefix: str = ""):
+        config = vllm_config.model_config.hf_config
+        pruner = pruner_of(config)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.pruner = pruner
+        if pruner.looks and isinstance(self.vision_tower, CLIPVisionModel):  # else this process encodes no images
+            _deepen(self.vision_tower, config.vision_config, vllm_config.quant_config, prefix)
+            if self._last_attention.tp_size > 1:
+                raise ValueError(f"mm_encoder_tp_mode must be 'data' for {pruner.selector.name}: it looks at all "
+                                 f"attention heads of the tower, got them split {self._last_attention.tp_size} ways")
+
+    @property
+    def _last_attention(self):
+        return self.vision_tower.vision_model.encoder.layers[-1].self_attn
+
+    def _process_image_pixels(self, inputs) -> torch.Tensor:
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        if not self.pruner.looks:
+            return self.pruner(super()._process_image_pixels(inputs), (side, side))
+        seen = []
+        handle = self._last_attention.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
+        try:
+            features = self.vision_tower(inputs["pixel_values"],
+                                         select_layers=[self.config.vision_feature_layer],
+                                         feature_select_strategy=self.config.vision_feature_select_strategy)
+        finally:
+            handle.remove()
+        queries, keys, _ = self._last_attention.qkv_proj(seen[0])[0].chunk(3, dim=-1)
+        heads = self._last_attention.num_heads
+        queries, keys = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
+        return self.pruner(features, (side, side), queries, keys)
+
+
+def _deepen(tower: CLIPVisionModel, config, quant_config, prefix: str) -> None:
+    """Adds the blocks behind the feature layer, which vLLM leaves out: a method may look into the last one."""
+    blocks = tower.vision_model.encoder.layers
+    name = f"{prefix}." if prefix else ""
+    while len(blocks) < config.num_hidden_layers:
+        blocks.append(CLIPEncoderLayer(config, quant_config, attn_cls=MMEncoderAttention,
+                                       prefix=f"{name}vision_tower.vision_model.encoder.layers.{len(blocks)}"))
