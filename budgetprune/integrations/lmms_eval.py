@@ -12,7 +12,7 @@ from accelerate import PartialState
 from lmms_eval.models.chat.llava_hf import LlavaHf as LlavaHfChat
 from lmms_eval.models.simple.llava_hf import LlavaHf
 
-import budgetprune
+from .arguments import check_arguments, prune_as_asked
 
 THEIRS = frozenset(inspect.signature(LlavaHf.__init__).parameters) - {"self", "kwargs"} | {"max_batch_size"}
 
@@ -28,19 +28,13 @@ class _Pruned:
     """
 
     def __init__(self, method=None, keep=None, pruner=None, **arguments):
-        if (method is None) == (pruner is None):
-            raise ValueError(f"one of method and pruner must be given, got method={method!r} and pruner={pruner!r}")
         theirs = {name: arguments.pop(name) for name in THEIRS & set(arguments)}
         theirs.pop("max_batch_size", None)  # lmms-eval passes it to every model; llava_hf has no use for it
-        if pruner is not None and arguments:
-            raise ValueError(f"a pruner brings its options along, got {sorted(arguments)} beside pruner={pruner!r}")
+        check_arguments(method, pruner, arguments)
         if not theirs.get("device_map") and PartialState().num_processes == 1:
             theirs["device_map"] = theirs.get("device", "cuda")  # llava_hf's default "" is refused by transformers 5
         super().__init__(**theirs)
-        if pruner is not None:
-            self.pruning = budgetprune.from_pretrained(self.model, pruner, keep=keep)
-        else:
-            self.pruning = budgetprune.prune(self.model, method, keep=keep, **arguments)
+        self.pruning = prune_as_asked(self.model, method, keep, pruner, arguments)
 
     def generate_until(self, requests):
         with _errors_surface(self.model):
@@ -68,7 +62,7 @@ def _errors_surface(model):
     try:
         yield
     except _Failure as failure:
-        raise failure.__cause__ from None
+        raise failure.__cause__ from failure.__cause__.__cause__
     finally:
         model.generate = generate
 
