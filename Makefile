@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= $(if $(shell command -v nvidia-smi),torch>=2.11,torch==2.13.0)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test bench gpu-check lint clean
+.PHONY: setup demo test test-integrations bench gpu-check lint clean
 
 setup: $(VENV)/.built
 
@@ -32,6 +32,12 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests
+
+# The real lmms-eval, without most of its requirements: they are for other models. vLLM's tests run where vLLM is.
+test-integrations: $(VENV)/.dev
+	$(PIP) --no-build-isolation --editable ".[integrations]"
+	$(PIP) --no-deps lmms-eval==0.7.3
+	$(BIN)/python -m pytest tests/integrations
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks --quiet --benchmark-disable-gc --benchmark-json=benchmarks/latest.json

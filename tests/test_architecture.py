@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "training": BASE | {"models", "selectors", "pruners", "tasks", "cost"},
     "evaluation": BASE | {"models", "selectors", "tasks", "cost"},
     "doctor": {"ops", "training"},
-    "integrations": BASE | {"models", "selectors", "ops"},
+    "integrations": {"budget", "ops", "selectors"},
     "demo": {"training", "evaluation", "selectors", "tasks"},
     "cli": {"demo", "doctor", "training", "evaluation", "selectors", "tasks", "cost"},
     "__main__": {"cli"},

@@ -5,6 +5,7 @@ encoded images and prompt prefixes by the image's hash, so the question can have
 """
 
 import torch
+from vllm.distributed import tensor_model_parallel_all_gather
 from vllm.model_executor.layers.attention import MMEncoderAttention
 from vllm.model_executor.models.clip import CLIPEncoderLayer, CLIPVisionModel
 from vllm.model_executor.models.llava import (
@@ -54,9 +55,6 @@ class PrunedLlava(LlavaForConditionalGeneration):
         self.pruner = pruner
         if pruner.looks and isinstance(self.vision_tower, CLIPVisionModel):  # else this process encodes no images
             _deepen(self.vision_tower, config.vision_config, vllm_config.quant_config, prefix)
-            if self._last_attention.tp_size > 1:
-                raise ValueError(f"mm_encoder_tp_mode must be 'data' for {pruner.selector.name}: it looks at all "
-                                 f"attention heads of the tower, got them split {self._last_attention.tp_size} ways")
 
     @property
     def _last_attention(self):
@@ -76,9 +74,11 @@ class PrunedLlava(LlavaForConditionalGeneration):
                                          feature_select_strategy=self.config.vision_feature_select_strategy)
         finally:
             handle.remove()
-        queries, keys, _ = self._last_attention.qkv_proj(seen[0])[0].chunk(3, dim=-1)
-        heads = self._last_attention.num_heads
-        queries, keys = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
+        attention = self._last_attention
+        queries, keys, _ = attention.qkv_proj(seen[0])[0].chunk(3, dim=-1)
+        if attention.tp_size > 1:  # every process has some of the heads, and all must choose the same
+            queries, keys = (tensor_model_parallel_all_gather(x.contiguous()) for x in (queries, keys))
+        queries, keys = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (queries, keys))
         return self.pruner(features, (side, side), queries, keys)
 
 

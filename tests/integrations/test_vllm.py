@@ -1,35 +1,33 @@
 """The plugin in the real vLLM: how many places an image gets, and what the encoder puts there.
 
-Tower and projector run on a CPU; the language model's attention has only GPU backends in the usual wheel, so there a
-stand-in takes its place, and what is said about generated text needs a GPU.
+Tower and projector run on a CPU; what is said about generated text needs a GPU.
 """
 
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
-from hosts import ROOT, declare_entry_points, python
+from hosts import declare_entry_points, python
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 pytest.importorskip("vllm", reason="vLLM is not installed, and too large to install for this test")
 try:
-    import vllm.model_executor.models.llava as stock
-    from vllm.config import DeviceConfig, ModelConfig, VllmConfig, set_current_vllm_config
-    from vllm.distributed import init_distributed_environment, initialize_model_parallel
     from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm_encoder import MODEL, configured, encoder, join_processes, weights
 except ImportError as error:
     pytest.skip(f"vLLM is here, but its LLaVA cannot be imported: {error}", allow_module_level=True)
 
 from PIL import Image
-from safetensors.torch import load_file
 
 import budgetprune
 from budgetprune.integrations import register_vllm
 from budgetprune.tasks.digits import draw
 from budgetprune.training import load_base
 
-MODEL = str(ROOT / "budgetprune" / "checkpoints" / "digits-llava")
-ARCHITECTURE = "BudgetpruneLlava"
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -37,41 +35,9 @@ def images():
     return [Image.fromarray(image) for image in draw("test", 2, seed=3).images]
 
 
-def configured(**pruning):
-    register_vllm()
-    return ModelConfig(model=MODEL, dtype="float32", enforce_eager=True,
-                       hf_overrides={"architectures": [ARCHITECTURE], "budgetprune": pruning})
-
-
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    """The process group that vLLM's layers ask for."""
-    with set_current_vllm_config(VllmConfig(model_config=configured(method="uniform", keep=6),
-                                            device_config=DeviceConfig("cpu"))):
-        init_distributed_environment(1, 0, f"file://{tmp_path_factory.mktemp('group') / 'store'}", 0, backend="gloo")
-        initialize_model_parallel(1)
-
-
-def encoder(config, monkeypatch):
-    """vLLM's model as the plugin makes it, with the checkpoint's tower and projector."""
-    from budgetprune.integrations.vllm import PrunedLlava
-
-    class StandIn(torch.nn.Module):
-        make_empty_intermediate_tensors = None
-
-    monkeypatch.setattr(stock, "init_vllm_registered_model", lambda **options: StandIn())
-    whole = VllmConfig(model_config=config, device_config=DeviceConfig("cpu"))
-    with set_current_vllm_config(whole):
-        model = PrunedLlava(vllm_config=whole)
-    for module in model.modules():
-        if hasattr(module, "forward_native"):  # without a platform vLLM takes the CUDA form of every layer
-            module._forward_method = module.forward_native
-    weights = load_file(MODEL + "/model.safetensors")
-    # The names that LLaVA-1.5 has on the hub; transformers 5.23 writes them without `vision_model`.
-    weights = {name.replace("vision_tower.", "vision_tower.vision_model."): value for name, value in weights.items()
-               if "vision_tower" in name or "projector" in name}
-    model.load_weights(weights.items())
-    return model
+    join_processes(tmp_path_factory.mktemp("group") / "store")
 
 
 def test_vllm_finds_the_architecture_and_leaves_its_own_alone(tmp_path):
@@ -96,10 +62,10 @@ def test_an_image_gets_as_many_places_as_tokens_are_kept(images, keep, count):
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["uniform", "prumerge", "prumerge_plus"])
-def test_the_encoder_gives_what_the_pruned_transformers_model_sees(images, one_process, monkeypatch, method):
+def test_the_encoder_gives_what_the_pruned_transformers_model_sees(images, one_process, method):
     from budgetprune.models.encode import encode
 
-    model = encoder(configured(method=method, keep=6), monkeypatch)
+    model = encoder(configured(method=method, keep=6))
     reference, processor = load_base(MODEL)
     inputs = processor(images=images, text=["<image> which digit is red"] * 2, return_tensors="pt")
     ours = model.embed_multimodal(pixel_values=inputs["pixel_values"])
@@ -109,9 +75,23 @@ def test_the_encoder_gives_what_the_pruned_transformers_model_sees(images, one_p
     torch.testing.assert_close(ours, torch.stack(list(theirs)), rtol=1e-4, atol=1e-4)
 
 
-def test_the_tower_is_as_deep_as_its_method_needs(one_process, monkeypatch):
+def test_processes_that_share_the_attention_heads_choose_the_same(images, one_process, tmp_path):
+    _, processor = load_base(MODEL)
+    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    torch.save(pixels, tmp_path / "pixels.pt")
+    code = f"import runpy; runpy.run_path({str(HERE / 'vllm_encoder.py')!r}, run_name='__main__')"
+    with ThreadPoolExecutor() as threads:
+        runs = list(threads.map(lambda rank: python(code, tmp_path, tmp_path, rank, 2, "prumerge"), range(2)))
+    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr + runs[1].stderr
+    with torch.no_grad():
+        alone = encoder(configured(method="prumerge", keep=6)).embed_multimodal(pixel_values=pixels)
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_tower_is_as_deep_as_its_method_needs(one_process):
     for method, blocks in (("uniform", 3), ("prumerge", 4)):
-        model = encoder(configured(method=method, keep=6), monkeypatch)
+        model = encoder(configured(method=method, keep=6))
         assert len(model.vision_tower.vision_model.encoder.layers) == blocks
         assert model._tower_model_names == ["vision_tower", "multi_modal_projector"]
 
@@ -133,15 +113,13 @@ def test_generated_text_is_that_of_the_pruned_transformers_model(images, tmp_pat
     from safetensors.torch import save_file
     from vllm import LLM, SamplingParams
 
-    for file in os.listdir(MODEL):
-        if not file.endswith(".safetensors"):
-            (tmp_path / file).write_bytes((ROOT / "budgetprune" / "checkpoints" / "digits-llava" / file).read_bytes())
-    weights = load_file(MODEL + "/model.safetensors")
-    save_file({name.replace("vision_tower.", "vision_tower.vision_model."): value for name, value in weights.items()},
-              tmp_path / "model.safetensors", {"format": "pt"})
+    for file in MODEL.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, tmp_path)
+    save_file(weights(), tmp_path / "model.safetensors", {"format": "pt"})
     register_vllm()
     engine = LLM(str(tmp_path), dtype="float32", enforce_eager=True, gpu_memory_utilization=0.2, max_model_len=256,
-                 hf_overrides={"architectures": [ARCHITECTURE], "budgetprune": {"method": "uniform", "keep": 16}})
+                 hf_overrides={"architectures": ["BudgetpruneLlava"], "budgetprune": {"method": "uniform", "keep": 16}})
     asked = [{"prompt": "<image> which digit is red", "multi_modal_data": {"image": image}} for image in images]
     said = [out.outputs[0].text.strip() for out in engine.generate(asked, SamplingParams(temperature=0, max_tokens=1))]
     model, processor = load_base(MODEL)
