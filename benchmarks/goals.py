@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from prefill_goals import PrefillGoal
 from report import seconds_of
 
 
@@ -47,6 +48,9 @@ GOALS = [
     Goal("attention_received", "all", "qwen25vl_b1", "bfloat16", times=0.6, against="sdpa"),
     Goal("greedy_select", "max_min", "llava15", "float32", us=100),
     Goal("greedy_select", "max_min", "llava15", "float32", times=20, against="published loop"),
+    PrefillGoal("llava-1.5-7b", 8, 64, "ideal_share", 0.85, place="vision"),
+    PrefillGoal("llava-1.5-7b", 8, 64, "overhead", 0.03, provider="fastv"),
+    PrefillGoal("llava-1.5-7b", 8, 64, "selection_share", 0.01),
     Goal("gumbel_topk", "forward", "llava15", "float32", times=6, against="eager composition", device="cpu", **RACE),
     Goal("gumbel_topk", "backward", "llava15", "float32", times=4, against="eager composition", device="cpu", **RACE),
     Goal("gumbel_topk", "forward", "llava15_b1", "float32", us=15, device="cpu", **RACE),
@@ -55,6 +59,8 @@ GOALS = [
 
 def measured(goal, entries):
     """(figure as text, whether it is reached), or None where nothing was measured."""
+    if isinstance(goal, PrefillGoal):
+        return goal.measured(entries)
     found = {entry["extra_info"]["provider"]: entry for entry in entries
              if all(entry["extra_info"][name] == getattr(goal, name) for name in ("op", "case", "shape", "dtype"))
              and ("hot_us" in entry["extra_info"]) == (goal.device == "cuda")}

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "gpu-check"
 RESULTS = ROOT / "benchmarks" / "results"
 # The share of the whole time that a stage may take.
-SHARE = {"build": 0.25, "tests": 0.22, "cupy": 0.10, "sanitize": 0.16, "bench": 0.36, "ncu": 0.09}
+SHARE = {"build": 0.25, "tests": 0.20, "cupy": 0.10, "sanitize": 0.14, "bench": 0.28, "generate": 0.13, "ncu": 0.09}
 TOOLS = ("memcheck", "racecheck", "initcheck")
 FIRST = {"bench_gumbel_topk", "bench_attention_received", "bench_gather_tokens", "bench_greedy_select"}  # have goals
 METRICS = {"gpu__time_duration.sum": "us", "dram__throughput.avg.pct_of_peak_sustained_elapsed": "dram %",
@@ -141,7 +141,8 @@ class Check:
     def bench(self):
         """File by file, for pytest-benchmark writes at the end: one that is killed takes no other along."""
         begin, until = time.monotonic(), time.monotonic() + self.left("bench")
-        files = sorted((ROOT / "benchmarks").glob("bench_*.py"), key=lambda path: (path.stem not in FIRST, path.stem))
+        files = [path for path in (ROOT / "benchmarks").glob("bench_*.py") if path.stem != "bench_generate"]
+        files.sort(key=lambda path: (path.stem not in FIRST, path.stem))
         said, status = {}, "passed"
         for path in files:
             if until - time.monotonic() < 5:
@@ -153,15 +154,36 @@ class Check:
             stage = self.pytest(path.stem, arguments, seconds=until - time.monotonic())
             said[path.stem] = f"{stage.status}: {stage.detail}"
             status = stage.status if stage.status != "passed" else status
-            if out.exists() and out.stat().st_size:
-                entries = json.loads(out.read_text())["benchmarks"]
-                for entry in entries:
-                    entry["stats"].pop("data", None)
-                self.benchmarks += entries
+            self.take(out)
             self.write()
         bad = [f"{name} {text}" for name, text in said.items() if not text.startswith("passed")]
         return Stage("bench", status, time.monotonic() - begin,
                      f"{len(self.benchmarks)} cases" + "".join(f"; {text}" for text in bad), said)
+
+    def take(self, out):
+        """The entries that pytest-benchmark wrote, if it came that far; without the time of every round."""
+        entries = json.loads(out.read_text())["benchmarks"] if out.exists() and out.stat().st_size else []
+        for entry in entries:
+            entry["stats"].pop("data", None)
+        self.benchmarks += entries
+        return entries
+
+    def generate(self):
+        """Whole models. Cases are given most of the stage's time and drop out by themselves; the rest is for starting
+        and writing. Without a transformers that budgetprune knows every case says so."""
+        out, seconds = WORK / "bench_generate.json", self.left("generate")
+        out.unlink(missing_ok=True)
+        stage = self.pytest("generate", ["benchmarks/bench_generate.py", "--benchmark-disable-gc",
+                                         f"--benchmark-json={out}"],
+                            {"BENCH_GENERATE_SECONDS": f"{max(0.0, 0.85 * seconds - 15):.0f}"}, seconds)
+        entries, log = self.take(out), WORK / "generate.log"
+        reasons = re.findall(r"^SKIPPED (\[\d+\]) \S+ (.+)$", log.read_text(encoding="utf-8", errors="replace"), re.M)
+        stage.found = {"skipped": [f"{count} {reason}" for count, reason in reasons]}
+        if stage.status == "passed" and not entries:
+            stage.status = "skipped"
+        stage.detail += "".join(f"; {line}" for line in stage.found["skipped"])
+        print("".join(f"  skipped {line}\n" for line in stage.found["skipped"]), end="", flush=True)
+        return stage
 
     def ncu(self):
         tool = shutil.which("ncu")

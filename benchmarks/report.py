@@ -12,6 +12,8 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from generate_table import generate_table, is_generate
+
 OURS = "budgetprune"  # providers whose name begins so are ours
 HEAD = ["op", "case", "shape", "ours", "us", "against", "us", "ratio", "ours, rate"]
 
@@ -69,9 +71,9 @@ def markdown(results: dict) -> str:
     """The table of a loaded JSON, one per device, each under a line that says where and when it was timed."""
     if not results["benchmarks"]:
         raise ValueError("results must hold at least one benchmark, got none")
-    devices = defaultdict(list)
+    devices, whole = defaultdict(list), defaultdict(list)
     for entry in results["benchmarks"]:
-        devices[entry["extra_info"]["device"]].append(entry)
+        (whole if is_generate(entry) else devices)[entry["extra_info"]["device"]].append(entry)
     lines = []
     for device, entries in devices.items():
         info = entries[0]["extra_info"]
@@ -84,6 +86,8 @@ def markdown(results: dict) -> str:
                   "| " + " | ".join(HEAD) + " |",
                   "|---|---|---|---|--:|---|--:|--:|--:|"]
         lines += ["| " + " | ".join(cells) + " |" for cells in rows(entries)] + [""]
+    for entries in whole.values():
+        lines += [generate_table(entries, results["datetime"][:10]), ""]
     return "\n".join(lines).rstrip("\n")
 
 
