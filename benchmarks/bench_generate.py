@@ -105,8 +105,10 @@ class Workbench:
         real, layers = MODELS[case.model], LAYERS[case.device]
         try:
             from budgetprune.cost import VlmShape
+            from budgetprune.evaluation import measure
             from budgetprune.models.base import family_of
 
+            self.measure = measure
             family_of(build(real, "meta", torch.bfloat16, layers))
             self.shape = VlmShape.from_config(real.config(layers))
         except (ImportError, TypeError, ValueError) as error:
@@ -144,8 +146,6 @@ def figures(benchmark, bench, inputs, once):
     """Prefill, decoding and memory of the model as it stands; the prefill's rounds are pytest-benchmark's."""
     gpu = inputs["input_ids"].is_cuda
     rounds = 7 if gpu else 3 if once < SLOW else 1
-    from budgetprune.evaluation import measure
-
     def prefill():
         bench.prefill(inputs)
         if gpu:
@@ -156,7 +156,7 @@ def figures(benchmark, bench, inputs, once):
     seconds = None if stats is None else stats.stats.median if gpu else stats.stats.min
     steps = step_times(bench.model, inputs, 12 if gpu else 4)
     return {"prefill_ms": seconds and 1e3 * seconds, "decode_ms": statistics.median(steps) if gpu else min(steps),
-            "peak_bytes": measure.peak_bytes(bench.model, inputs)}
+            "peak_bytes": bench.measure.peak_bytes(bench.model, inputs)}
 
 
 def selection_ms(bench, place, inputs, once):
