@@ -100,9 +100,9 @@ def timed_probe(watch):
         if probe is None:
             return None
 
-        def timed(*given):
+        def timed(*given, **named):
             watch.begin()
-            probe(*given)
+            probe(*given, **named)
             watch.end()
 
         return args, {**kwargs, "budgetprune_probe": timed}
