@@ -90,6 +90,7 @@ class Workbench:
         self.model = build(real, case.device, torch.bfloat16, layers)
         self.building = time.monotonic() - begin
         self.family, self.real, self.layers = family_of(self.model), real, layers
+        self.encoder_end = self.model.get_submodule(real.encoder_end)
         self.name = (case.model, case.device)
         batches = (1, 8) if case.device == "cuda" else (1,)
         self.inputs = {rows: real.inputs(rows, case.device, torch.bfloat16) for rows in batches}
@@ -101,7 +102,7 @@ class Workbench:
     def seen(self, inputs):
         """(logits, what every part read, seconds) of one prefill."""
         begin = time.monotonic()
-        with tokens_seen(self.family.projector(self.model), self.family.decoder(self.model)) as seen:
+        with tokens_seen(self.encoder_end, self.family.decoder(self.model)) as seen:
             logits = self.prefill(inputs)
         assert torch.isfinite(logits).all()
         return logits, seen, time.monotonic() - begin
@@ -128,8 +129,7 @@ def selection_ms(bench, place, inputs, once):
     """Of three prefills the middle on a GPU, the fastest on a CPU; of a single one where that takes long."""
     found = []
     for _ in range(3 if once < SLOW else 1):
-        with selection_timed(bench.model, bench.family.projector(bench.model), bench.family.decoder(bench.model),
-                             place) as watch:
+        with selection_timed(bench.model, bench.encoder_end, bench.family.decoder(bench.model), place) as watch:
             bench.prefill(inputs)
         found.append(watch.milliseconds())
     return statistics.median(found) if inputs["input_ids"].is_cuda else min(found)
@@ -149,6 +149,16 @@ def stock(benchmark, bench, case, inputs):
     return found | {"flops": flops, "place": ""}
 
 
+def expected_lengths(selector, real, keep, layers):
+    """Columns that each decoder layer has to read: all until the method's first stage, then what each stage leaves."""
+    stages = dict(selector.stages(real.tokens, keep, layers))
+    image, lengths = real.tokens if selector.place == "llm" else keep, []
+    for layer in range(layers):
+        image = stages.get(layer, image)
+        lengths.append(image + real.text)
+    return lengths
+
+
 def pruned(benchmark, bench, case, inputs, base):
     model, real, layers = bench.model, bench.real, bench.shape.decoder.layers
     options = {"layer": 1} if case.provider == "fastv" and layers <= 2 else {}
@@ -163,11 +173,8 @@ def pruned(benchmark, bench, case, inputs, base):
             base.kept_all.add(case.method)
         pruning.set_keep(case.keep)
         _, seen, once = bench.seen(inputs)
-        extra = int(getattr(pruning.selector, "use_cls", False))
         assert pruning.plan.counts() == [case.keep] * case.B
-        assert seen.lengths[-1] == case.keep + extra + real.text
-        early = getattr(pruning.selector, "layer", 0) if selector.place == "llm" else 0
-        assert seen.lengths[:early] == [real.tokens + real.text] * early
+        assert seen.lengths == expected_lengths(pruning.selector, real, case.keep, layers)
         found = figures(benchmark, bench, inputs, once)
         span = selection_ms(bench, selector.place, inputs, once)
         width = bench.shape.decoder.hidden if selector.place == "llm" else bench.shape.tower.hidden

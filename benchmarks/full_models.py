@@ -25,6 +25,7 @@ class RealModel:
     """config(layers or None) makes the configuration, images(rows, device, dtype, ids) the image arguments.
 
     tokens: N, image tokens of one prompt. crops: how often the tower runs for them. text: T, all other tokens.
+    encoder_end: the module whose output are the image tokens.
     """
 
     name: str
@@ -34,6 +35,7 @@ class RealModel:
     crops: int
     text: int
     image_token: int = IMAGE_TOKEN
+    encoder_end: str = "model.multi_modal_projector"
 
     @property
     def keeps(self):
@@ -125,7 +127,8 @@ def qwen25vl(name):
                 "image_grid_thw": torch.tensor([[1, side, side]] * rows, device=device),
                 "mm_token_type_ids": (ids == QWEN_IMAGE).int()}
 
-    return RealModel(name, config, images, tokens=shape.N, crops=1, text=shape.T, image_token=QWEN_IMAGE)
+    return RealModel(name, config, images, tokens=shape.N, crops=1, text=shape.T, image_token=QWEN_IMAGE,
+                     encoder_end="model.visual")
 
 
 MODELS = {model.name: model for model in (llava("llava-1.5-7b"), llava("llava-1.5-13b"), llava_next("llava-next-7b"),
