@@ -48,7 +48,7 @@ gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check budgetprune tests benchmarks setup.py
+	$(BIN)/ruff check budgetprune tests benchmarks examples setup.py
 
 clean:
 	rm -rf build dist *.egg-info budgetprune/*.so benchmarks/latest.json $(VENV)/.built $(VENV)/.dev

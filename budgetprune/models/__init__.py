@@ -4,9 +4,10 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from .adapter import from_pretrained
+from .export import export_vision
 from .pruning import Pruning, prune, unprune
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Pruning", "from_pretrained", "prune", "unprune"]
+__all__ = ["Pruning", "export_vision", "from_pretrained", "prune", "unprune"]

@@ -2,7 +2,7 @@
 
 import json
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 from torch import nn
@@ -24,14 +24,14 @@ def save_pretrained(model: nn.Module, folder) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in pruner.weights().items()}
     if weights:
-        _replace(folder / WEIGHTS, lambda path: save_file(weights, path, {"format": "pt"}))
+        replace_file(folder / WEIGHTS, lambda path: save_file(weights, path, {"format": "pt"}))
     pruners = [pruner] if pruner.inside is None else [pruner, pruner.inside]
     keep = [one.budget.keep if one.budget else None for one in pruners]
     config = {"method": "+".join(one.selector.name for one in pruners), "train_keep": pruner.train_keep,
               "options": pruner.selector.options(), "keep": keep[0]}
     if pruner.inside is not None:  # options may have the same names in both
         config |= {"options": [one.selector.options() for one in pruners], "keep": keep}
-    _replace(folder / CONFIG, lambda path: Path(path).write_text(json.dumps(config, indent=2) + "\n"))
+    replace_file(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
 
 
 def from_pretrained(model: nn.Module, folder, *, keep=None) -> Pruning:
@@ -74,12 +74,12 @@ def load_weights(model: nn.Module, folder) -> None:
             raise ValueError(f"the pruner in {folder} was trained for another model: {error}") from error
 
 
-def _replace(path: Path, write) -> None:
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    os.close(handle)
+def replace_file(path: Path, write) -> None:
+    """write(another path beside it), then rename: nobody ever sees half of the file."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # not mkstemp, whose files only their owner may read
     try:
         write(aside)
         os.replace(aside, path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise

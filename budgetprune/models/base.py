@@ -116,7 +116,8 @@ def family_of(model: nn.Module) -> Family:
         if names & set(family.classes):
             return family(model)
     known = ", ".join(name for family in _registry for name in family.classes)
-    raise TypeError(f"model must be one of {known}, got {type(model).__name__}")
+    inside = "; prune the model inside it, get_base_model()" if hasattr(model, "get_base_model") else ""
+    raise TypeError(f"model must be one of {known}, got {type(model).__name__}{inside}")
 
 
 def arguments_of(function, inputs: dict) -> dict:

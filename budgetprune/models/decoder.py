@@ -151,9 +151,10 @@ def install(model, pruner, family) -> list:
         raise ValueError(f"{pruner.selector.name}.layers must be ascending, got {list(stages)}")
     kinds = {getattr(block.self_attn, "sliding_window", None) for block in layers[stages[0]:]}
     if kinds - {None}:
-        raise ValueError(f"{pruner.selector.name} needs layers that see the whole prompt from layer {stages[0]} on, those "
-                         f"of {type(model).__name__} have a sliding window of {max(kinds - {None})} tokens, in which "
-                         "dropped tokens would still be counted; use a method that prunes before the language model")
+        raise ValueError(f"{pruner.selector.name} needs layers that see the whole prompt from layer {stages[0]} on, "
+                         f"those of {type(model).__name__} have a sliding window of {max(kinds - {None})} tokens, in "
+                         "which dropped tokens would still be counted; use a method that prunes before the language "
+                         "model")
     for depth in stages:
         attention.tap(layers[depth - 1].self_attn)
     handles = [decoder.register_forward_pre_hook(enter, with_kwargs=True)]

@@ -50,7 +50,7 @@ class Encoding:
         """Plans, or in training draws gates, for images with these tokens ([N_i, C] each, or [B, N, C])."""
         counts = self.pruner.counts([len(x) for x in tokens], training=self.gates)
         draws = self.gates or "key" in self.selector.needs
-        groups = groups_of(tokens, grids, self.looks(), self.pruner, draws)
+        groups = groups_of(tokens, grids, self.looks([len(x) for x in tokens]), self.pruner, draws)
         if self.gates:
             self.gate = gates_of(groups, self.selector, counts, self.pruner.noise)
         else:
@@ -58,7 +58,7 @@ class Encoding:
             self.plan = joined(groups)
         return groups
 
-    def looks(self) -> Looks:
+    def looks(self, counts: list[int]) -> Looks:
         looks, needs = Looks(), self.selector.needs
         for name in needs & {"attention", "keys"}:
             packed = []
@@ -66,7 +66,9 @@ class Encoding:
                 probe = self.probes[medium]
                 looks.heads = probe.heads
                 rows = self.family.pack(self.model, medium, self.inputs, getattr(probe, name)())
-                packed += [x[~x[:, 0].isnan()] for x in rows]
+                packed += rows
+            # Line ends are found by reading back from the device, so not where there are none.
+            packed = [x if len(x) == n else x[~x[:, 0].isnan()] for x, n in zip(packed, counts, strict=True)]
             setattr(looks, name, [x[:, 0] for x in packed] if name == "attention" else packed)
         if "text" in needs:
             looks.text, looks.text_valid = self.text()

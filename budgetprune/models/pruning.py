@@ -13,6 +13,7 @@ from . import attention, decoder
 from .base import Family, family_of
 from .encode import encode, project
 from .generation import forward_names, generate
+from .placement import device_of, divided_like, refuse_sharded, whole
 
 
 class Pruner(nn.Module):
@@ -80,10 +81,10 @@ class Pruner(nn.Module):
     # Under peft the submodule is wrapped, and only methods of our own reach the copy that is trained.
 
     def weights(self) -> dict[str, Tensor]:
-        return self.state_dict()
+        return whole(self.state_dict())
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        self.load_state_dict(weights)
+        self.load_state_dict(divided_like(weights, self.state_dict()))
 
     def record(self, plan: TokenPlan | None, index: Tensor | None = None, valid: Tensor | None = None,
                stages: tuple[TokenPlan, ...] = ()) -> None:
@@ -131,7 +132,11 @@ class Pruning:
 
     def set_keep(self, keep) -> None:
         """Another budget for the calls to come."""
-        self.model.budget_pruner.set_keep(keep)
+        pruners = [module for module in self.model.budget_pruner.modules() if isinstance(module, Pruner)]
+        inside = [pruner.inside for pruner in pruners]
+        for pruner in pruners:  # under peft one for every adapter, and one for none
+            if not any(pruner is other for other in inside):
+                pruner.set_keep(keep)
 
     def save_pretrained(self, folder) -> None:
         """Writes method, options, budget and trained weights to `folder`; budgetprune.from_pretrained reads them."""
@@ -182,12 +187,12 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
         raise ValueError(f"use_cls must be False in {type(model).__name__}: no CLS passes its projector")
     width, patches, _ = family.features(model)
     if method.trainable:
+        refuse_sharded(model, method.name)
         method.bind(width, patches)
     inside = None if second is None else Pruner(second, pair_of(keep)[1], None, seed)
     pruner = Pruner(method, keep, train_keep, seed, inside)
-    reference = model.get_input_embeddings().weight
     # Not to the model's dtype: a float16 controller cannot be trained, and a bfloat16 one is another one.
-    pruner.to(device=reference.device).train(model.training)
+    pruner.to(device=device_of(family.tower_attention(model, -1))).train(model.training)
 
     handles = []
     try:

@@ -24,10 +24,9 @@ def nearest_keys(keys: Tensor, rows: Tensor, neighbours: int) -> Tensor:
     return cosine.topk(min(neighbours, keys.shape[1] - 1), dim=2).indices
 
 
-def without_extra(keep: list[int], a: Tensor) -> Tensor:
-    """[B] int64, tokens of an exact budget beside the extra one, which a budget of 1 or of N has no room for."""
-    total = torch.tensor(keep, device=a.device)
-    return torch.where(total >= a.shape[1], total, (total - 1).clamp_min(1))
+def without_extra(keep: list[int], tokens: int) -> list[int]:
+    """Tokens of an exact budget beside the extra one, which a budget of 1 or of N has no room for."""
+    return [k if k >= tokens else max(k - 1, 1) for k in keep]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class PruMerge(Selector):
 
     def chosen(self, a: Tensor, keep: list[int] | None) -> tuple[Tensor, Tensor]:
         """(order [B, N] of all tokens with the kept ones first, how many are kept [B], the extra one not counted)."""
-        count = outliers(a) if keep is None else without_extra(keep, a)
+        count = outliers(a) if keep is None else torch.tensor(without_extra(keep, a.shape[1]), device=a.device)
         return a.argsort(dim=1, descending=True, stable=True), count
 
     def plan(self, view: TokenView, keep) -> TokenPlan:
@@ -72,7 +71,8 @@ class PruMerge(Selector):
         if keep is not None and min(keep) >= n:
             return TokenPlan(torch.arange(n, dtype=torch.int32, device=a.device).expand(b, n))
         order, count = self.chosen(a, keep)
-        m = int(count.max())
+        # An exact budget is known here, so nothing is read back from a GPU, and shapes do not depend on data.
+        m = int(count.max()) if keep is None else max(without_extra(keep, n))
         filled = torch.arange(m, device=a.device) < count[:, None]
         rows = order[:, :m].masked_fill(~filled, n)
         ascending = rows.sort(dim=1).values
@@ -95,9 +95,10 @@ class PruMerge(Selector):
         each = index.shape[1] // m
         start = torch.arange(m + 2, device=a.device)
         offsets = torch.where(start <= count[:, None], start * each, m * each + n)
-        lists = MergeLists(offsets[:, : int(lengths.max()) + 1].int(), torch.cat([index, rest], dim=1).int(),
+        most = int(lengths.max()) if keep is None else max(keep)
+        lists = MergeLists(offsets[:, : most + 1].int(), torch.cat([index, rest], dim=1).int(),
                            torch.cat([weight, a], dim=1))
-        return TokenPlan(kept, lists, lengths)
+        return TokenPlan(kept, lists, None if keep is not None and len(set(keep)) == 1 else lengths)
 
     def flops(self, tokens, width, keep):
         merged = keep * (min(self.neighbours, tokens - 1) + 1) + tokens  # entries of the kept and of the extra token

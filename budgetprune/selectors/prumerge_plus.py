@@ -37,7 +37,7 @@ class PruMergePlus(PruMerge):
             stride = ((n // best) // 3).clamp_min(1)
             sampled = position % stride == 0
         else:
-            total = without_extra(keep, a)[:, None]
+            total = torch.tensor(without_extra(keep, n), device=a.device)[:, None]
             best = (total + 1) // 2
             sampled = _spaced(rank >= best, total - best)
         top = rank < best

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..models import Pruning, from_pretrained, prune
-from ..models.adapter import load_weights, save_pretrained
+from ..models.adapter import load_weights, replace_file, save_pretrained
 from .config import TrainConfig
 from .terminal import deferred_interrupts
 
@@ -44,22 +45,32 @@ def is_peft(model) -> bool:
 
 class Report(TrainerCallback):
     """Tells a caller how far training is, takes the noise away when its share of the steps is over, and stops at the
-    end of a step, with a checkpoint, once interrupted() is true."""
+    end of a step, with a checkpoint, once interrupted() is true in any process; then `stopped` is."""
 
     def __init__(self, tell: Callable[[int, dict], None] | None, pruner, noise_steps: float, interrupted):
         self.tell = tell or (lambda step, values: None)
         self.pruner, self.noise_steps, self.interrupted = pruner, noise_steps, interrupted
+        self.stopped = False
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.pruner.set_noise(state.global_step < self.noise_steps)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.tell(state.global_step, {})
-        if self.interrupted():
-            control.should_save = control.should_training_stop = True
+        if in_any_process(self.interrupted(), args.device) and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.tell(state.global_step, logs or {})
+
+
+def in_any_process(flag: bool, device) -> bool:
+    """Whether `flag` is true in one of the processes: they must stop at one step, or some would wait for the others."""
+    if not dist.is_available() or not dist.is_initialized():
+        return flag
+    flags = torch.tensor(int(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
 
 
 def attach(model: nn.Module, config: TrainConfig) -> tuple[nn.Module, Pruning]:
@@ -117,7 +128,7 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             trained.eval()
-        if interrupted() and trainer.state.global_step < config.steps:
+        if report.stopped:
             raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {config.steps}; "
                                     "the same command goes on from there")
     finish(trainer, trained, out_dir, config)
@@ -142,7 +153,8 @@ def begin(out_dir: Path, config: TrainConfig, resume: bool) -> None:
     # The log is the seal of a finished run, so it goes first here and is written last.
     for old in [out_dir / LOG, *out_dir.glob("budgetprune_*"), *out_dir.glob("adapter_*")]:
         old.unlink(missing_ok=True)
-    written.write_text(config.to_json())
+    # At once, because every process of a run begins it, and one may read what another writes.
+    replace_file(written, lambda path: path.write_text(config.to_json()))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
