@@ -246,7 +246,7 @@ def main() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts the bytes, talks while it starts
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "transformers", "accelerate"):
+    for noisy in ("httpx", "transformers", "accelerate", "budgetprune.models.notice"):  # our tables say it
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         code = app(joined(sys.argv[1:]), standalone_mode=False)

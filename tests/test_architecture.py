@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "tasks": set(),
     "pruners": {"ops", "budget"},
     "selectors": BASE | {"ops", "pruners"},
-    "models": BASE | {"ops", "pruners", "selectors"},
+    "models": BASE | {"ops", "pruners", "selectors", "cost"},
     "training": BASE | {"models", "selectors", "pruners", "tasks", "cost"},
     "evaluation": BASE | {"models", "selectors", "tasks", "cost"},
     "doctor": {"ops", "training"},

@@ -50,6 +50,17 @@ class DecoderShape:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
 
+    @classmethod
+    def from_config(cls, text, *, tied_head: bool | None = None):
+        """The shape of a Hugging Face text config; attributes are read, nothing is imported."""
+        bias = bool(getattr(text, "attention_bias", False))
+        qwen = getattr(text, "model_type", None) == "qwen2"
+        tied = getattr(text, "tie_word_embeddings", False) if tied_head is None else tied_head
+        return cls(text.num_hidden_layers, text.hidden_size, text.intermediate_size, text.num_attention_heads,
+                   getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+                   getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+                   text.vocab_size, bool(tied), qkv_bias=bias or qwen, out_bias=bias)
+
 
 @dataclass(frozen=True)
 class VlmShape:
@@ -86,19 +97,11 @@ class VlmShape:
         _check_type("vision_config", vision, {"clip_vision_model"})
         _check_type("text_config", text, {"llama", "mistral", "qwen2"})
         layer = getattr(config, "vision_feature_layer", -2)
-        bias = bool(getattr(text, "attention_bias", False))
-        qwen = getattr(text, "model_type", None) == "qwen2"
         tower = TowerShape(vision.num_hidden_layers, vision.hidden_size, vision.intermediate_size,
                            vision.num_attention_heads, vision.image_size, vision.patch_size,
                            getattr(vision, "num_channels", 3))
-        decoder = DecoderShape(text.num_hidden_layers, text.hidden_size, text.intermediate_size,
-                               text.num_attention_heads,
-                               getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
-                               getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-                               text.vocab_size,
-                               bool(getattr(config, "tie_word_embeddings", False)
-                                    or getattr(text, "tie_word_embeddings", False)),
-                               qkv_bias=bias or qwen, out_bias=bias)
+        tied = getattr(config, "tie_word_embeddings", False) or getattr(text, "tie_word_embeddings", False)
+        decoder = DecoderShape.from_config(text, tied_head=bool(tied))
         return cls(tower, decoder, 1 if isinstance(layer, int) else len(layer),
                    getattr(config, "vision_feature_select_strategy", "default") == "full",
                    bool(getattr(config, "multimodal_projector_bias", True)),

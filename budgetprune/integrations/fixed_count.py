@@ -10,7 +10,7 @@ from ..budget import TokenBudget
 from ..ops import attention_received, gather_tokens, merge_tokens
 from ..selectors import Selector, TokenView, build
 
-FROM_TOWER = frozenset({"attention", "queries", "keys"})
+FROM_TOWER = frozenset({"attention", "keys"})
 KNOWN = FROM_TOWER | {"grid", "key"}
 
 
@@ -39,8 +39,17 @@ class FixedCount:
 
     @property
     def looks(self) -> bool:
-        """Whether the method must see attention of the tower's last block."""
+        """Whether the method must see the tower's attention, in its block `layer`."""
         return bool(self.selector.needs & FROM_TOWER)
+
+    @property
+    def layer(self) -> int:
+        return self.selector.tower_layer
+
+    @property
+    def after_projector(self) -> bool:
+        """Whether the method chooses among what the projector gives, not what it gets."""
+        return self.selector.after_projector
 
     def count(self, tokens: int) -> int:
         """How many of an image's `tokens` tokens stay."""
@@ -57,12 +66,14 @@ class FixedCount:
 
     def _one_draw(self, features, grid, queries, keys):
         images, tokens = features.shape[:2]
-        keep, prefix = self.count(tokens), 0 if queries is None else queries.shape[2] - tokens
-        received = None
-        if "attention" in self.selector.needs:
-            received = attention_received(queries[:, :, :1], keys, rows="cls")[:, prefix:]
+        keep, received = self.count(tokens), None
+        if self.looks:
+            prefix = keys.shape[2] - tokens
+            if "attention" in self.selector.needs:
+                received = self._received(queries[:, :, :1], keys)[:, prefix:]
+            keys = keys[:, :, prefix:]
         key = torch.tensor([self.seed, 0], device=features.device) if "key" in self.selector.needs else None
-        view = TokenView(features, attention=received, queries=queries, keys=keys, prefix=prefix, grid=grid, key=key)
+        view = TokenView(features, attention=received, keys=keys, grid=grid, key=key)
         plan = self.selector.plan(view, [keep] * images)
         if plan.width != keep:
             raise ValueError(f"{self.selector.name} must keep {keep} of {tokens} tokens, kept {plan.width}")
@@ -72,6 +83,11 @@ class FixedCount:
             return merge_tokens(features, *plan.merge)
         return gather_tokens(features, plan.kept).tokens
 
+    def _received(self, query, keys):
+        if self.selector.one_head:
+            query, keys = (x.transpose(1, 2).flatten(2)[:, None] for x in (query, keys))
+        return attention_received(query, keys, rows="cls")
+
 
 def _reason_against(selector: Selector) -> str | None:
     if selector.place == "llm":
@@ -80,6 +96,8 @@ def _reason_against(selector: Selector) -> str | None:
         return "what it keeps must hold its original position ids, and the host numbers positions without gaps"
     if selector.trainable:
         return "it is trained, and the host loads no weights for it"
+    if selector.after_projector and selector.needs & FROM_TOWER:
+        return "it looks at the tower and at what the projector gives, which the host does not hold together"
     if more := selector.needs - KNOWN:
         return f"it needs {', '.join(sorted(more))}"
     return None

@@ -11,6 +11,7 @@ from vllm.model_executor.models.clip import CLIPEncoderLayer, CLIPVisionModel
 from vllm.model_executor.models.llava import (
     LlavaDummyInputsBuilder,
     LlavaForConditionalGeneration,
+    LlavaImageEmbeddingInputs,
     LlavaMultiModalProcessor,
     LlavaProcessingInfo,
 )
@@ -56,30 +57,39 @@ class PrunedLlava(LlavaForConditionalGeneration):
         if pruner.looks and isinstance(self.vision_tower, CLIPVisionModel):  # else this process encodes no images
             _deepen(self.vision_tower, config.vision_config, vllm_config.quant_config, prefix)
 
-    @property
-    def _last_attention(self):
-        return self.vision_tower.vision_model.encoder.layers[-1].self_attn
-
     def _process_image_pixels(self, inputs) -> torch.Tensor:
+        if self.pruner.looks:
+            return self.pruner(*self._look(inputs["pixel_values"]))
+        features = super()._process_image_pixels(inputs)
+        return features if self.pruner.after_projector else self.pruner(features, self._grid)
+
+    def _process_image_input(self, image_input):
+        features = super()._process_image_input(image_input)
+        if not self.pruner.after_projector or isinstance(image_input, LlavaImageEmbeddingInputs):
+            return features
+        return self.pruner(features, self._grid)
+
+    @property
+    def _grid(self):
         vision = self.config.vision_config
-        side = vision.image_size // vision.patch_size
-        if not self.pruner.looks:
-            return self.pruner(super()._process_image_pixels(inputs), (side, side))
+        return (vision.image_size // vision.patch_size,) * 2
+
+    def _look(self, pixels):
+        """What the tower gives, its grid, queries and keys [B, H, P + N, D] of the block that the method looks into."""
+        attention = self.vision_tower.vision_model.encoder.layers[self.pruner.layer].self_attn
         seen = []
-        handle = self._last_attention.register_forward_pre_hook(
+        handle = attention.register_forward_pre_hook(
             lambda module, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
         try:
-            features = self.vision_tower(inputs["pixel_values"],
-                                         select_layers=[self.config.vision_feature_layer],
+            features = self.vision_tower(pixels, select_layers=[self.config.vision_feature_layer],
                                          feature_select_strategy=self.config.vision_feature_select_strategy)
         finally:
             handle.remove()
-        attention = self._last_attention
         queries, keys, _ = attention.qkv_proj(seen[0])[0].chunk(3, dim=-1)
         if attention.tp_size > 1:  # every process has some of the heads, and all must choose the same
             queries, keys = (tensor_model_parallel_all_gather(x.contiguous()) for x in (queries, keys))
         queries, keys = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (queries, keys))
-        return self.pruner(features, (side, side), queries, keys)
+        return features, self._grid, queries, keys
 
 
 def _deepen(tower: CLIPVisionModel, config, quant_config, prefix: str) -> None:

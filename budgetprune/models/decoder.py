@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import torch
 
-from . import attention
+from . import attention, notice
 from .stages import DecoderState
 
 # Prompts that the caller gave to generate(); beams and several returned sequences repeat each of them.
@@ -100,12 +100,14 @@ def layer(module, args, kwargs):
     if "budgetprune_probe" in kwargs:  # the prompt itself
         hidden = state.with_deep(depth - 1, hidden)
         if depth in state.layers:
-            new = depth not in state.stages  # gradient checkpointing comes here again
+            new, pruner = depth not in state.stages, state.pruner  # gradient checkpointing comes here again
             stage = state.choose(depth, hidden) if new else state.stages[depth]
             hidden = stage.narrow(hidden)
             if new:
                 own = kwargs["attention_mask"] if state.prefix_lm else None
                 stage.prepare(module, hidden, cache, kwargs["position_embeddings"], own)
+                if depth == state.layers[-1] and notice.wanted(pruner):
+                    _tell(module, state, pruner)
             if cache is not None:
                 cache.budgetprune_state = state
         stage = state.at(depth)
@@ -121,6 +123,18 @@ def layer(module, args, kwargs):
         return (hidden, *args[1:]), kwargs
     kwargs["hidden_states"] = hidden
     return args, kwargs
+
+
+def _tell(module, state, pruner):
+    start, config = state.start, module.self_attn.config
+    whole = [start.width] * len(start.counts) if start.exists is None else start.exists.sum(1).tolist()
+    rows = []
+    for row, length in enumerate(whole):
+        left = {depth: length - start.counts[row] + state.stages[depth].counts[row] for depth in state.layers}
+        rows.append([left[max(passed)] if (passed := [k for k in state.layers if k <= depth]) else length
+                     for depth in range(config.num_hidden_layers)])
+    last = state.stages[state.layers[-1]].counts
+    notice.tell(pruner, config, len(last), sum(start.counts), sum(last), whole, rows)
 
 
 def leave(module, args, kwargs, output):

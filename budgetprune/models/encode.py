@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import attention
+from . import attention, notice
 from .base import Family
 from .choice import Group, Looks, Probe, anchors, gates_of, groups_of, joined, plan_groups, reduced
 from .shrink import check_placeholders, shrink
@@ -24,7 +24,7 @@ class Encoding:
         self.pruner = model.budget_pruner
         self.selector = self.pruner.selector
         # Then an output token must stand where the token was that it is made of.
-        self.in_place = self.selector.positions == "original" or family.mrope
+        self.in_place = self.pruner.positions == "original"
         self.keeps_cls = family.keeps_cls(model, inputs)
         self.probes: dict[str, Probe] = {}
         self.lengths: dict[str, list[int]] = {}
@@ -242,9 +242,15 @@ def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dic
         rest["position_ids"] = family.position_ids(model, inputs)
     if call.copies is not None:
         pad = model.config.get_text_config().pad_token_id or 0
-        rest, index, valid = shrink(rest, times, positions=pruner.selector.positions, pad_token_id=pad,
+        rest, index, valid = shrink(rest, times, positions=pruner.positions, pad_token_id=pad,
                                     first_position=0 if generating else family.first_position)
         pruner.record(call.plan, index, valid)
+        if notice.wanted(pruner):
+            mask = inputs.get("attention_mask")
+            before = [ids.shape[1]] * len(ids) if mask is None else mask.sum(1).tolist()
+            images = [n for lengths in call.lengths.values() for n in lengths]
+            notice.tell(pruner, model.config.get_text_config(), len(images), sum(images), int(call.copies.sum()),
+                        before, valid.sum(1).tolist())
     else:
         pruner.record(call.plan)
     if gates:

@@ -23,9 +23,10 @@ class Pruner(nn.Module):
     inside: the pruner of a second method, inside the language model, where two work together.
     """
 
-    def __init__(self, selector: Selector, keep, train_keep: tuple[int, int] | None, seed: int, inside=None):
+    def __init__(self, selector: Selector, keep, train_keep: tuple[int, int] | None, seed: int, inside=None,
+                 positions: str | None = None):
         super().__init__()
-        self.selector, self.inside = selector, inside
+        self.selector, self.inside, self.positions = selector, inside, positions or selector.positions
         self.set_keep(keep)
         self.set_train_keep(train_keep)
         self.seed, self.offset, self.noise = seed, 0, True
@@ -45,7 +46,7 @@ class Pruner(nn.Module):
             self.inside.set_keep(inside)
         if keep is None and not self.selector.adaptive_count:
             raise ValueError(f"keep must be given: {self.selector.name} does not choose the count itself")
-        self.budget = None if keep is None else TokenBudget(keep)
+        self.budget, self.told = None if keep is None else TokenBudget(keep), False
 
     def set_train_keep(self, train_keep) -> None:
         if train_keep is not None:
@@ -155,7 +156,7 @@ class Pruning:
 
 
 def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | None = None,
-          seed: int = 0, **options) -> Pruning:
+          seed: int = 0, positions: str | None = None, **options) -> Pruning:
     """Makes `model` spend fewer image tokens, in forward, backward and generate, until unprune(model).
 
     Args:
@@ -167,6 +168,9 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
             methods a pair of these: the second's are of the tokens that the first leaves.
         train_keep: (K_min, K_max): in training each step draws its count uniformly; trainable methods only.
         seed: of methods that draw at random.
+        positions: position ids of what stays: "original", with gaps, or "compact", numbered anew without; None: as the
+            method's authors do. Models whose positions are places in the image (mrope) and methods inside the language
+            model know only the original ones.
         options: the method's own, for example layer=3 for fastv.
 
     Returns:
@@ -183,6 +187,7 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     if train_keep is not None and not method.trainable:
         raise ValueError(f"train_keep is for trainable methods, {method.name} is not")
     before = family.before_projector and not method.after_projector
+    _check_positions(positions, method, family, model)
     if getattr(method, "use_cls", False) and not (before and family.has_cls(model)):
         raise ValueError(f"use_cls must be False in {type(model).__name__}: no CLS passes its projector")
     width, patches, _ = family.features(model)
@@ -190,7 +195,7 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
         refuse_sharded(model, method.name)
         method.bind(width, patches)
     inside = None if second is None else Pruner(second, pair_of(keep)[1], None, seed)
-    pruner = Pruner(method, keep, train_keep, seed, inside)
+    pruner = Pruner(method, keep, train_keep, seed, inside, "original" if family.mrope else positions)
     # Not to the model's dtype: a float16 controller cannot be trained, and a bfloat16 one is another one.
     pruner.to(device=device_of(family.tower_attention(model, -1))).train(model.training)
 
@@ -214,6 +219,15 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     model.budget_pruner = pruner
     model.generate = types.MethodType(generate, model)
     return Pruning(model)
+
+
+def _check_positions(positions, method, family, model):
+    if positions not in (None, "original", "compact"):
+        raise ValueError(f"positions must be 'original', 'compact' or None, got {positions!r}")
+    why = f"in {type(model).__name__} they are places in the image" if family.mrope else \
+        f"{method.name} drops tokens behind layers that have used theirs" if method.place == "llm" else None
+    if positions == "compact" and why:
+        raise ValueError(f"positions must be 'original' or None: {why}")
 
 
 def unprune(model: nn.Module) -> nn.Module:

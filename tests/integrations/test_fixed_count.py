@@ -8,12 +8,13 @@ import budgetprune
 from budgetprune.integrations.fixed_count import FixedCount
 from budgetprune.models.encode import encode
 
-FITTING = ["none", "prumerge", "prumerge_plus", "random", "uniform"]
+FITTING = ["divprune", "none", "pooling", "prumerge", "prumerge_plus", "random", "tome", "uniform", "visionzip",
+           "vispruner"]
 
 
-def seen_by_projector(model, batch):
-    """What comes out of the tower, and the queries and keys of its last block."""
-    seen, attention = {}, model.model.vision_tower.encoder.layers[-1].self_attn
+def seen_by_projector(model, batch, layer):
+    """What comes out of the tower, and the queries and keys of one of its blocks."""
+    seen, attention = {}, model.model.vision_tower.encoder.layers[layer].self_attn
     handles = [
         model.model.multi_modal_projector.register_forward_pre_hook(lambda m, args: seen.update(features=args[0])),
         attention.q_proj.register_forward_hook(lambda m, args, out: seen.update(queries=out)),
@@ -28,15 +29,18 @@ def seen_by_projector(model, batch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("keep", [1, 5, 0.5, 16])
-@pytest.mark.parametrize("method", ["prumerge", "prumerge_plus", "uniform"])
+@pytest.mark.parametrize("method", [name for name in FITTING if name not in ("none", "random")])
 def test_an_image_is_pruned_as_prune_does_it(llava, method, keep):
     batch, pruner = make_batch(), FixedCount(method, keep=keep)
-    features, queries, keys = seen_by_projector(llava, batch)
-    ours = pruner(features, (4, 4), *((queries, keys) if pruner.looks else ()))
-    assert ours.shape == (2, pruner.count(16), features.shape[-1])
+    features, queries, keys = seen_by_projector(llava, batch, pruner.layer)
+    if pruner.after_projector:
+        projected = ours = pruner(llava.model.multi_modal_projector(features), (4, 4))
+    else:
+        ours = pruner(features, (4, 4), *((queries, keys) if pruner.looks else ()))
+        projected = llava.model.multi_modal_projector(ours)
+    assert ours.shape[:2] == (2, pruner.count(16))
     with budgetprune.prune(llava, method, keep=keep):
         theirs = encode(llava, batch, gates=False)["mm_encoder_outputs"]["image"].pooler_output
-    projected = llava.model.multi_modal_projector(ours)
     torch.testing.assert_close(projected, torch.stack(list(theirs)), rtol=1e-5, atol=1e-5)
 
 
@@ -53,8 +57,8 @@ def test_the_answer_does_not_depend_on_what_else_is_encoded(method):
 
 
 def test_every_method_either_fits_or_is_refused_with_its_reason():
-    refused = {"fastv": "ranks inside the language model, by the question",
-               "adaptive": "must hold its original position ids"}
+    refused = {**dict.fromkeys(["fastv", "pyramiddrop", "sparsevlm"], "ranks inside the language model, by the quest"),
+               **dict.fromkeys(["adaptive", "dart"], "must hold its original position ids"), "cdpruner": "needs text"}
     assert sorted([*FITTING, *refused]) == budgetprune.methods()
     for method, reason in refused.items():
         with pytest.raises(ValueError, match=f"got {method}: .*{reason}"):

@@ -61,7 +61,7 @@ def test_an_image_gets_as_many_places_as_tokens_are_kept(images, keep, count):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", ["uniform", "prumerge", "prumerge_plus"])
+@pytest.mark.parametrize("method", ["uniform", "prumerge", "prumerge_plus", "visionzip", "divprune", "tome"])
 def test_the_encoder_gives_what_the_pruned_transformers_model_sees(images, one_process, method):
     from budgetprune.models.encode import encode
 

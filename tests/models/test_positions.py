@@ -1,0 +1,72 @@
+"""Position ids of what stays: original or compact, as the caller asks."""
+
+import pytest
+import torch
+from families import make_inputs, make_model
+from hand_built import hand_built_logits
+
+import budgetprune
+from budgetprune.selectors.base import find
+
+IMAGES = {"images": (1, 1), "padding": "left"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llava", "llava_next", "paligemma"])
+@pytest.mark.parametrize("method", ["uniform", "adaptive", "tome"])
+def test_both_numberings_equal_what_is_put_together_by_hand(name, method):
+    model = make_model(name)
+    inputs, lengths = make_inputs(name, model, **IMAGES)
+    logits = {}
+    for positions in ("original", "compact"):
+        torch.manual_seed(2)  # a controller begins at random
+        with budgetprune.prune(model, method, keep=[3, 2], positions=positions) as pruning:
+            logits[positions], plan, valid = model(**inputs).logits, pruning.plan, pruning.valid
+        if plan.merge is not None and name == "llava":
+            continue  # merged before the projector: see test_prune.py
+        expected = hand_built_logits(name, model, inputs, lengths, plan, positions)
+        for row, exists, want in zip(logits[positions], valid, expected, strict=True):
+            torch.testing.assert_close(row[exists], want, atol=2e-4, rtol=2e-4)
+    assert (logits["original"] - logits["compact"]).abs().max() > 1e-3
+    torch.manual_seed(2)
+    with budgetprune.prune(model, method, keep=[3, 2]):
+        assert torch.equal(model(**inputs).logits, logits[find(method).positions])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_generation_counts_as_the_forward_does(positions):
+    model = make_model("llava")
+    inputs, _ = make_inputs("llava", model, **IMAGES)
+    with budgetprune.prune(model, "uniform", keep=3, positions=positions):
+        out = model.generate(**inputs, max_new_tokens=3, do_sample=False, output_logits=True,
+                             return_dict_in_generate=True)
+        more = dict(inputs, input_ids=out.sequences, attention_mask=torch.nn.functional.pad(
+            inputs["attention_mask"], (0, 3), value=1))
+        logits = model(**more).logits[:, -4:-1]
+    torch.testing.assert_close(torch.stack(out.logits, dim=1), logits, atol=2e-4, rtol=2e-4)
+
+
+def test_a_saved_pruner_keeps_its_numbering(tmp_path):
+    model = make_model("llava")
+    with budgetprune.prune(model, "uniform", keep=4, positions="original") as pruning:
+        pruning.save_pretrained(tmp_path)
+    with budgetprune.from_pretrained(model, tmp_path):
+        assert model.budget_pruner.positions == "original"
+
+
+@pytest.mark.parametrize("name, method, positions, message", [
+    ("llava", "uniform", "new", "positions must be 'original', 'compact' or None, got 'new'"),
+    ("qwen2_vl", "uniform", "compact", "positions must be 'original' or None: in Qwen2VL.* places in the image"),
+    ("llava", "fastv", "compact", "positions must be 'original' or None: fastv drops tokens behind layers"),
+])
+def test_a_numbering_that_cannot_be_is_refused(name, method, positions, message):
+    model = make_model(name)
+    with pytest.raises(ValueError, match=message):
+        budgetprune.prune(model, method, keep=3, positions=positions)
+    assert "budget_pruner" not in model._modules
+
+
+def test_original_positions_may_be_asked_for_where_there_is_no_choice():
+    for name, method in (("qwen2_vl", "uniform"), ("llava", "fastv")):
+        budgetprune.prune(make_model(name), method, keep=3, positions="original").remove()
