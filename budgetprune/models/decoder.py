@@ -52,7 +52,7 @@ def _begin(module, kwargs, is_image, pruner, prefix_lm):
     exists = _exists(kwargs.get("attention_mask"), is_image.shape[1])
     layers = pruner.selector.layers(len(module.layers))
     state = DecoderState.begin(pruner, layers, is_image, exists, keep, kwargs.get("inputs_embeds"))
-    state.prefix_lm = prefix_lm
+    state.prefix_lm, state.norm = prefix_lm, module.norm
     deep = kwargs.get("deepstack_visual_embeds")
     if deep is not None:  # the model adds them by columns of the whole prompt; behind the first stage we do
         state.add_deep(kwargs["visual_pos_masks"], deep)

@@ -1,6 +1,6 @@
 """What the stages of a prompt inside the language model decided: the columns and the mask of each layer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,9 +20,21 @@ def columns_of(wanted: Tensor) -> Tensor:
     return found.masked_fill(found == length, -1)
 
 
+def text_behind(images: Tensor, columns: Tensor, exists: Tensor | None) -> Tensor:
+    """[B, T] int64, the columns of the text behind the image tokens, which are at `columns`; -1 padded."""
+    column = torch.arange(images.shape[1], device=images.device)
+    is_text = ~images & (column > columns.amax(1, keepdim=True))
+    return columns_of(is_text if exists is None else is_text & exists)
+
+
 def rows_at(x: Tensor, columns: Tensor) -> Tensor:
     """x [B, L, C] at `columns` [B, N]; what stands in padding is column 0."""
     return x.gather(1, columns.clamp_min(0)[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _keys_at(keys: Tensor, columns: Tensor) -> Tensor:
+    where = columns.clamp_min(0)[:, None, :, None]
+    return keys.gather(2, where.expand(-1, keys.shape[1], -1, keys.shape[3]))
 
 
 @dataclass
@@ -112,6 +124,7 @@ class DecoderState:
     """One prompt whose later layers hold fewer tokens; as a probe it hears the attention layers before its stages.
 
     keep: image tokens of each sample after the last stage. layers: where its stages are. tail: see Stage.step.
+    norm: the one behind the decoder's last layer.
     """
 
     pruner: object
@@ -126,6 +139,7 @@ class DecoderState:
     stages: dict[int, Stage] = field(default_factory=dict)
     plans: list[TokenPlan] = field(default_factory=list)
     deep: dict[int, Tensor] = field(default_factory=dict)
+    norm: object = None
     prefix_lm: bool = False
     past: int = 0
     tail: Tensor | None = None
@@ -147,8 +161,7 @@ class DecoderState:
     @torch.no_grad()
     def hear_text(self, is_image: Tensor, images: Tensor, embeddings: Tensor) -> None:
         column, exists = torch.arange(self.length, device=images.device), self.start.exists
-        is_text = ~is_image & (column > images.amax(1, keepdim=True))
-        columns = columns_of(is_text if exists is None else is_text & exists)
+        columns = text_behind(is_image, images, exists)
         self.text, self.text_valid = rows_at(embeddings, columns), columns >= 0
         rows = self.pruner.selector.rows(TokenView(rows_at(embeddings, images), text=self.text,
                                                    text_valid=self.text_valid, valid=images >= 0))
@@ -190,26 +203,30 @@ class DecoderState:
             return
         seen, needs, received = self.before(depth), self.pruner.selector.needs, None
         keys = key[:, :, : seen.width]  # a static cache hands over columns that are still empty
+        listens = "keys" in needs or "text_keys" in needs
         if "attention" in needs and self.rows is None:
             received = attention_received(query, keys, rows="last", mask=seen.exists, scale=module.scaling)
         elif "attention" in needs:
             rows = self.rows.gather(1, seen.kept.clamp_min(0).long()) & (seen.kept >= 0)
             received = rows_received(query, keys, rows, exists=seen.exists, scale=module.scaling)
-        self.heard[depth] = received, keys.detach() if "keys" in needs else None
+        self.heard[depth] = received, keys.detach() if listens else None
 
     @torch.no_grad()
     def choose(self, depth: int, hidden: Tensor) -> Stage:
         """Plans, once, which columns stay from layer `depth` on, which would see `hidden`."""
         seen, selector, number = self.before(depth), self.pruner.selector, self.layers.index(depth)
         received, keys = self.heard.pop(depth)
-        columns = columns_of(seen.images)
+        columns, states = columns_of(seen.images), hidden.detach()
+        if selector.normed:
+            states = self.norm(states)
         if received is not None:
             received = received.gather(1, columns.clamp_min(0))
-        if keys is not None:
-            where = columns.clamp_min(0)[:, None, :, None]
-            keys = keys.gather(2, where.expand(-1, keys.shape[1], -1, keys.shape[3]))
-        view = TokenView(rows_at(hidden.detach(), columns), attention=received, keys=keys, text=self.text,
-                         text_valid=self.text_valid, valid=columns >= 0)
+        view = TokenView(rows_at(states, columns), attention=received, text=self.text, text_valid=self.text_valid,
+                         keys=None if keys is None else _keys_at(keys, columns), valid=columns >= 0)
+        if selector.needs & {"text_states", "text_keys"}:
+            text = text_behind(seen.images, columns, seen.exists)
+            view = replace(view, text_states=rows_at(states, text), text_valid=text >= 0,
+                           text_keys=None if keys is None else _keys_at(keys, text))
         keep = [min(n, max(1, selector.stage_keep(k, number, whole))) if n else 0
                 for n, k, whole in zip(seen.counts, self.keep, self.start.counts)]
         plan = selector.plan(view, keep)
@@ -219,7 +236,7 @@ class DecoderState:
         self.plans.append(plan if len(self.layers) == 1 else TokenPlan(stage.ordinal, lengths=lengths))
         self.pruner.record(self.plans[-1], stages=tuple(self.plans))
         if len(self.stages) == len(self.layers):
-            self.pruner = self.text = self.text_valid = self.rows = None  # caches live on, and are copied
+            self.pruner = self.norm = self.text = self.text_valid = self.rows = None  # caches live on, and are copied
         return stage
 
 

@@ -26,6 +26,7 @@ class TokenView:
     keys: [B, H, N, D] of the same attention layer, without CLS.
     text: [B, T, C'] embeddings of the text tokens of the sample's prompt, and text_valid: [B, T] bool. Mid-LLM: of
         the tokens behind the last image, which see all of it.
+    text_states: [B, T, C] and text_keys: [B, H, T, D], mid-LLM: what `tokens` and `keys` are, of the same text tokens.
     valid: [B, N] bool, False where a sample has fewer tokens than N; None: all exist.
     grid: (rows, columns) of the patches, row by row; None where there is no grid.
     key: int64 [2], Philox seed and offset for methods that draw.
@@ -36,6 +37,8 @@ class TokenView:
     keys: Tensor | None = None
     text: Tensor | None = None
     text_valid: Tensor | None = None
+    text_states: Tensor | None = None
+    text_keys: Tensor | None = None
     valid: Tensor | None = None
     grid: tuple[int, int] | None = None
     key: Tensor | None = None
@@ -56,6 +59,7 @@ class Selector:
     after_projector: vision side: `tokens` must be what the decoder would see.
     tower_layer: vision side: the block of the tower that `attention` and `keys` come from, -1 the last.
     one_head: vision side: `attention` joins all heads to one, softmax(q k / sqrt(H D)).
+    normed: mid-LLM: `tokens` and `text_states` have passed the norm that stands behind the decoder's last layer.
     positions: "compact" (renumbered, as most training-free methods do) or "original" ids for what is kept.
     adaptive_count: whether the method can choose the count itself (`keep=None`).
     trainable: whether it is a torch module that learns through gates in attention.
@@ -67,6 +71,7 @@ class Selector:
     after_projector: ClassVar[bool] = False
     tower_layer: ClassVar[int] = -1
     one_head: ClassVar[bool] = False
+    normed: ClassVar[bool] = False
     positions: ClassVar[str] = "compact"
     adaptive_count: ClassVar[bool] = False
     trainable: ClassVar[bool] = False

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..ops import select_topk
@@ -16,46 +17,66 @@ class DART(Selector):
     """P pivots of the largest |key|_1; then each takes, in turn, the tokens x_j of least cos(x_pivot, x_j) left.
 
     Wen et al., 2025, "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More". The
-    rule is the paper's; it was not held against the authors' code. The pivots are always kept.
+    rule is that of the authors' code for LLaVA: before decoder layer `layer`, by the keys of the layer before it, all
+    heads joined, and by hidden states that have passed the decoder's last norm; 4 pivots of the image, which stay, and
+    4 of the text behind it, which only choose. Kept tokens keep their original positions.
 
-    Departures: the method stands before the language model and reads the tower: keys of its last block, all heads
-    joined, and the features that a family prunes (published: keys and states inside the language model, after its
-    second layer). Text tokens are no pivots, because only the language model has both (published: pivots of the image
-    and of the text). The K - P other tokens are divided evenly, the first pivots taking one more where that does not
-    come out, so that exactly K stay; pivots take turns in falling norm. With fewer than P tokens to keep, all are
-    pivots. Kept tokens have their original positions, as those inside the model have.
+    Departures: exactly K stay, the image's pivots among them, the K - P others divided evenly over all pivots, the
+    first taking one more where that does not come out (published: ceil(K / 8) for each, so that more than K stay, and
+    in LLaVA floor(K / 8)). Pivots take turns by falling norm, those of the image first (published: in the order of a
+    Python set). With fewer than P tokens to keep, all are the image's pivots. The published code takes one sample at a
+    time, its image at a fixed place.
     """
 
     name = "dart"
-    needs: ClassVar = frozenset({"keys"})
+    needs: ClassVar = frozenset({"keys", "text_states", "text_keys"})
+    place: ClassVar[str] = "llm"
+    normed: ClassVar[bool] = True
     positions: ClassVar[str] = "original"
 
+    layer: int = 2
     pivots: int = 4
+    text_pivots: int = 4
 
     def __post_init__(self):
-        if self.pivots < 1:
-            raise ValueError(f"pivots must be at least 1, got {self.pivots}")
+        for name, least in (("layer", 1), ("pivots", 1), ("text_pivots", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
-    def plan(self, view: TokenView, keep):
-        keep, keys = self.require(keep), view.need("keys")
-        norm = keys.float().abs().sum((1, 3))
-        b, n = norm.shape
-        count = torch.tensor([min(self.pivots, k) for k in keep], device=norm.device)[:, None]
-        rest = torch.tensor(keep, device=norm.device)[:, None] - count
-        pivots = norm.argsort(dim=1, descending=True, stable=True)[:, : min(self.pivots, max(keep))]
-        turn = torch.arange(pivots.shape[1], device=norm.device)
-        shares = rest // count + (turn < rest % count).long()
-        shares = shares.masked_fill(turn >= count, 0)
-        unit = normalize(view.tokens.float(), dim=-1)
-        chosen = unit.gather(1, pivots[..., None].expand(-1, -1, unit.shape[-1]))
-        unlike = -(chosen @ unit.transpose(1, 2))
+    def plan(self, view: TokenView, keep) -> TokenPlan:
+        keep, (b, n, _) = self.require(keep), view.tokens.shape
+        counts = torch.tensor(keep, device=view.tokens.device)[:, None]
+        exists = view.tokens.new_ones(b, n, dtype=torch.bool) if view.valid is None else view.valid
+        unit, texts = normalize(view.tokens.float(), dim=-1), normalize(view.need("text_states").float(), dim=-1)
+        first, is_first = _largest(view.need("keys"), exists, self.pivots, counts)
+        words, is_word = _largest(view.need("text_keys"), view.text_valid, self.text_pivots, counts)
+        judges = torch.cat([_at(unit, first), _at(texts, words)], dim=1)
+        is_judge = torch.cat([is_first, is_word], dim=1)
+
+        rest, turn = counts - is_first.sum(1, keepdim=True), is_judge.long().cumsum(1) - 1
+        count = is_judge.sum(1, keepdim=True).clamp_min(1)
+        shares = (rest // count + (turn < rest % count)).masked_fill(~is_judge, 0)
         most = max(-(-k // min(self.pivots, k)) for k in keep)  # no share is larger
-        kept = TokenPlan(pivots.masked_fill(turn >= count, -1)).mask(n)
+        unlike = -(judges @ unit.transpose(1, 2))
+        kept = TokenPlan(first.masked_fill(~is_first, -1)).mask(n)
         for share, each in zip(shares.T.int().contiguous(), unlike.unbind(1)):
-            best = select_topk(each.masked_fill(kept, -torch.inf), share, max_keep=most)
+            best = select_topk(each.masked_fill(kept | ~exists, -torch.inf), share, max_keep=most)
             kept = kept | TokenPlan(best).mask(n)
-        positions = torch.arange(n, device=norm.device).masked_fill(~kept, n).sort(dim=1).values[:, : max(keep)]
+        positions = torch.arange(n, device=kept.device).masked_fill(~kept, n).sort(dim=1).values[:, : max(keep)]
         return ragged(positions.masked_fill(positions == n, -1).int(), keep)
 
     def flops(self, tokens, width, keep):
-        return 2 * min(self.pivots, keep) * tokens * width  # the pivots' cosines; their norms only add
+        """With as many pivots of the text as are asked for."""
+        return 2 * (min(self.pivots, keep) + self.text_pivots) * tokens * width  # cosines; the keys' norms only add
+
+
+def _largest(keys: Tensor, exists: Tensor, most: int, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The `most` columns of the largest |key|_1 by falling norm [B, P], no more than counts [B, 1]; which are there."""
+    norm = keys.float().abs().sum((1, 3)).masked_fill(~exists, -1)
+    order = norm.argsort(dim=1, descending=True, stable=True)[:, :most]
+    place = torch.arange(order.shape[1], device=order.device)
+    return order, exists.gather(1, order) & (place < counts)
+
+
+def _at(x: Tensor, rows: Tensor) -> Tensor:
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[2]))

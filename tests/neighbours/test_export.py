@@ -9,7 +9,7 @@ from tiny import IMAGE_TOKEN, make_batch, make_llava
 import budgetprune
 from budgetprune.models.encode import encode
 
-METHODS = ["adaptive", "dart", "pooling", "prumerge", "prumerge_plus", "tome", "uniform", "visionzip", "vispruner"]
+METHODS = ["adaptive", "pooling", "prumerge", "prumerge_plus", "tome", "uniform", "visionzip", "vispruner"]
 
 
 def pruned(method, **options):

@@ -22,7 +22,8 @@ def view_of(seed=0, batch=B):
 
     text_valid = torch.arange(T) < torch.tensor([T, T - 3, 1, 2])[torch.arange(batch) % 4, None]
     return TokenView(draw(N, C), attention=draw(1 + N).softmax(1)[:, 1:], keys=draw(H, N, D), text=draw(T, C),
-                     text_valid=text_valid, grid=(ROWS, COLUMNS), key=torch.tensor([seed, 0]))
+                     text_valid=text_valid, text_states=draw(T, C), text_keys=draw(H, T, D), grid=(ROWS, COLUMNS),
+                     key=torch.tensor([seed, 0]))
 
 
 def made(name):
@@ -86,7 +87,7 @@ def test_a_sample_is_judged_alone_whatever_its_batch(name, keep):
 @pytest.mark.parametrize("name", [name for name in METHODS if build(name).needs - {"grid"}])
 def test_a_missing_need_is_named(name):
     bare = TokenView(view_of().tokens)
-    with pytest.raises(ValueError, match="this method needs (attention|keys|text|key), but the model did not"):
+    with pytest.raises(ValueError, match="this method needs (attention|keys|text|text_states|key), but"):
         made(name).plan(bare, [3] * B)
 
 
