@@ -106,6 +106,7 @@ def train_base(out: Annotated[Path | None, typer.Option("--out", "-o", help="Def
 
 @app.command()
 def train(out: Out = Path("runs/pruner"), base: Base = None,
+          method: Annotated[str, typer.Option("--method", "-m", help="A trained one.")] = "adaptive",
           k_min: Annotated[int, typer.Option(help="Smallest count drawn in training.")] = 2,
           k_max: Annotated[int, typer.Option(help="Largest count drawn in training.")] = 24,
           steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 300,
@@ -118,12 +119,12 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
           use_cls: Annotated[bool, typer.Option(help="Put a projected CLS before the patches.")] = False,
           lora_rank: Annotated[int, typer.Option(help="LoRA rank on the language model; 0: it stays frozen.")] = 0,
           seed: Annotated[int, typer.Option(help="Of weights, data, noise and counts.")] = 0, resume: Resume = True):
-    """Train an adaptive pruner for the digits LLaVA on the language-model loss alone."""
+    """Train a pruner for the digits LLaVA on the language-model loss alone."""
     from .demo import train_digits_pruner
     from .training.config import TrainConfig
 
     options = {"estimator": estimator, "fusion": fusion, "tau": tau, "use_cls": use_cls}
-    config = TrainConfig(options=options, k_min=k_min, k_max=k_max, steps=steps, batch_size=batch_size,
+    config = TrainConfig(method=method, options=options, k_min=k_min, k_max=k_max, steps=steps, batch_size=batch_size,
                          learning_rate=learning_rate, noise=noise, lora_rank=lora_rank, seed=seed)
     with training(steps) as on_step:
         train_digits_pruner(out, config, base=base, resume=resume, tell=on_step)
@@ -134,7 +135,7 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
 def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names with commas, or all.")] = "all",
              budgets: Annotated[str, typer.Option("--budgets", "-k", help="Counts, or own: the method's.")] = BUDGETS,
              out: Out = Path("runs/eval"), base: Base = None,
-             pruner: Annotated[Path | None, typer.Option(help="Folder of the trained pruner.")] = None,
+             pruner: Annotated[list[Path] | None, typer.Option(help="Folder of a trained pruner; repeatable.")] = None,
              task: Annotated[str, typer.Option(help="What is asked.")] = "digits",
              samples: Annotated[int, typer.Option(help="Questions per cell.")] = 768,
              seed: Annotated[int, typer.Option(help="Of the questions.")] = 0,
@@ -143,15 +144,15 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
     """Measure methods at budgets: accuracy, FLOPs, milliseconds, memory; one JSON line per cell."""
     from . import selectors, tasks
     from .demo import device
-    from .evaluation.run import EvalConfig
+    from .evaluation.run import EvalConfig, pruners_in
     from .evaluation.run import evaluate as run
     from .training.base_model import load_base
 
+    trained = pruners_in(pruner or [])
     names = methods.replace(",", " ").split()
     if names == ["all"]:
-        names = [n for n in selectors.available() if pruner or not selectors.base.find(n).trainable]
+        names = [n for n in selectors.available() if n in trained or not selectors.base.find(n).trainable]
     counts = [None if b == "own" else whole("budgets", b) for b in budgets.replace(",", " ").split()]
-    trained = {n: pruner for n in names if pruner and selectors.base.find(n).trainable}
     config = EvalConfig(names, counts, trained, samples=samples, seed=seed, latency_batch=latency_batch)
     model, processor = load_base(base)
     with evaluating() as on_cell:

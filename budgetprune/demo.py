@@ -20,7 +20,8 @@ def train_digits_pruner(out, config: TrainConfig, *, base=None, resume: bool = T
                         tell: Callable | None = None) -> None:
     """Trains a pruner for the digits LLaVA into `out`; one that is finished there is left as it is."""
     model, processor = load_base(base)
-    dataset = DigitsStream(processor, config.steps * config.batch_size, config.seed + 1)
+    dataset = DigitsStream(processor, config.steps * config.batch_size, config.seed + 1,
+                           one_question="text" in find(config.method).needs)
     train_pruner(model, dataset, out, config, resume=resume, tell=tell)
 
 

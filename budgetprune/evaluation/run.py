@@ -62,9 +62,7 @@ class EvalConfig:
         if method not in self.pruners:
             return dict(self.options.get(method, {}))
         folder = Path(self.pruners[method])
-        if not (folder / CONFIG).is_file():
-            raise FileNotFoundError(f"no {CONFIG} in {folder}")
-        saved = json.loads((folder / CONFIG).read_text())
+        saved = _saved(folder)
         if saved["method"] != method:
             raise ValueError(f"{folder} holds a pruner of {saved['method']}, not of {method}")
         files = [folder / name for name in (WEIGHTS, "adapter_model.safetensors") if (folder / name).is_file()]
@@ -85,6 +83,23 @@ class EvalConfig:
                     raise ValueError(f"budgets must be in [1, N={tokens}], got {keep}")
                 found.append((method, keep))
         return found
+
+
+def pruners_in(folders: Sequence[Path]) -> dict[str, Path]:
+    """{method: folder} of trained pruners; FileNotFoundError: a folder has none, ValueError: two have one method."""
+    found: dict[str, Path] = {}
+    for folder in map(Path, folders):
+        method = _saved(folder)["method"]
+        if method in found:
+            raise ValueError(f"pruners must be of different methods, {found[method]} and {folder} are both {method}")
+        found[method] = folder
+    return found
+
+
+def _saved(folder: Path) -> dict:
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"no {CONFIG} in {folder}")
+    return json.loads((folder / CONFIG).read_text())
 
 
 def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *, model_name: str,
@@ -212,9 +227,11 @@ def cost_of(model, active, pruning, counts, batches, config: EvalConfig, tokens:
     text = round(float(batches[0]["attention_mask"].sum(1).float().mean())) - shape.tokens_per_crop
     tokens_in, depth = shape.tokens_per_crop, shape.decoder.layers
     inside = selector is not None and selector.place == "llm"
+    late = inside or (selector is not None and selector.after_projector)
     flops = prefill_flops(shape, tokens_in, tokens_in if inside else kept, text,
                           stages=selector.stages(tokens_in, kept, depth) if inside else (),
-                          selector_flops=selector.flops(tokens, shape.decoder.hidden if inside else shape.tower.hidden,
+                          projected="all" if late else "kept",
+                          selector_flops=selector.flops(tokens, shape.decoder.hidden if late else shape.tower.hidden,
                                                         kept) if selector else 0)
     costs = {"prefill_flops": flops.total}
     if inside:

@@ -76,11 +76,16 @@ class Encoding:
 
     @torch.no_grad()
     def text(self) -> tuple[Tensor, Tensor]:
-        """Embeddings [images, T, C] of the text tokens around each image, and [images, T] bool, which exist."""
+        """Embeddings [images, T, C] of the text tokens around each image, and [images, T] bool, which exist.
+
+        What labels say is the answer is not among them: at inference it is not there yet.
+        """
         ids, mask = self.inputs["input_ids"], self.inputs.get("attention_mask")
         is_text = ~self.family.is_placeholder(self.model, ids)
         if mask is not None:
             is_text = is_text & mask.bool()
+        if self.inputs.get("labels") is not None:
+            is_text = is_text & (self.inputs["labels"] == -100)
         order = (~is_text).long().argsort(dim=1, stable=True)[:, : int(is_text.sum(1).max())]
         embedded = self.model.get_input_embeddings()(ids.gather(1, order))
         rows = []

@@ -193,7 +193,7 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     width, patches, _ = family.features(model)
     if method.trainable:
         refuse_sharded(model, method.name)
-        method.bind(width, patches)
+        method.bind(width, patches, model.get_input_embeddings().embedding_dim)
     inside = None if second is None else Pruner(second, pair_of(keep)[1], None, seed)
     pruner = Pruner(method, keep, train_keep, seed, inside, "original" if family.mrope else positions)
     # Not to the model's dtype: a float16 controller cannot be trained, and a bfloat16 one is another one.

@@ -2,5 +2,6 @@
 
 from .budget_embedding import BudgetEmbedding
 from .controller import ControllerOutput, VisionTokenController
+from .query_controller import QueryController
 
-__all__ = ["BudgetEmbedding", "ControllerOutput", "VisionTokenController"]
+__all__ = ["BudgetEmbedding", "ControllerOutput", "QueryController", "VisionTokenController"]

@@ -83,16 +83,17 @@ class VisionTokenController(nn.Module):
         return logits if self.position is None else logits + self.position.float()
 
     def forward(self, features: Tensor, keep: int | float | list | Tensor, *, key: Tensor | None = None,
-                noise: bool = True) -> ControllerOutput:
+                noise: bool = True, **asked: Tensor) -> ControllerOutput:
         """Selects. keep: a count or a fraction, for all samples or one per sample; 0 keeps one, N or more all.
 
         key: int64 [2], needed in training; the same key draws the same noise on any device.
         noise: False, in training: choose as inference does, with the same gradient estimator.
+        asked: what `logits` takes beside features and budget, in subclasses that look at more.
         """
         b, n = features.shape[:2]
         counts = TokenBudget(keep).counts([n] * b)
         budget = torch.tensor([k / n for k in counts], device=features.device)
-        logits = self.logits(features, budget)
+        logits = self.logits(features, budget, **asked)
         same = counts[0] if len(set(counts)) == 1 else counts
         if self.training:
             if key is None:

@@ -35,8 +35,8 @@ class Adaptive(nn.Module, Selector):
     def options(self) -> dict:
         return dict(self._options)
 
-    def bind(self, vision_dim: int, num_patches: int | None) -> None:
-        """Makes the controller for a model with this feature width and number of patches (None: any)."""
+    def bind(self, vision_dim: int, num_patches: int | None, text_dim: int | None = None) -> None:
+        """Makes the controller for a model with these widths of features and text, and patches (None: any number)."""
         if self.controller is None:
             self.controller = VisionTokenController(vision_dim, num_patches, **self._options)
 
@@ -45,8 +45,12 @@ class Adaptive(nn.Module, Selector):
 
     def _controller(self):
         if self.controller is None:
-            raise RuntimeError("adaptive has no controller yet: prune a model with it, or call bind first")
+            raise RuntimeError(f"{self.name} has no controller yet: prune a model with it, or call bind first")
         return self.controller
+
+    def asked(self, view: TokenView) -> dict:
+        """What the controller looks at beside features and budget."""
+        return {}
 
     def plan(self, view: TokenView, keep):
         keep = self.require(keep)
@@ -54,16 +58,17 @@ class Adaptive(nn.Module, Selector):
         controller = self._controller()
         was_training = controller.training
         try:
-            return ragged(controller.eval()(view.tokens, keep).kept, keep)
+            return ragged(controller.eval()(view.tokens, keep, **self.asked(view)).kept, keep)
         finally:
             controller.train(was_training)
 
     def gate(self, view: TokenView, keep, noise: bool = True):
         """[B, N], exactly 0 or 1, with gradient to the controller; what training puts inside attention."""
         raise_if_ragged(view)
-        return self._controller()(view.tokens, self.require(keep), key=view.need("key"), noise=noise).gate
+        keep, key = self.require(keep), view.need("key")
+        return self._controller()(view.tokens, keep, key=key, noise=noise, **self.asked(view)).gate
 
 
 def raise_if_ragged(view: TokenView) -> None:
     if view.valid is not None and not bool(view.valid.all()):
-        raise ValueError("adaptive needs the same number of patches in every image")
+        raise ValueError("a trained pruner needs the same number of patches in every image")

@@ -72,6 +72,11 @@ class Canvases:
         """What the image processor returns for these images, bit for bit: float32 [B, 3, 64, 64] in -1..1."""
         return NORMALISED[np.ascontiguousarray(self.images.transpose(0, 3, 1, 2))]
 
+    def question(self, number: np.ndarray) -> "Canvases":
+        """The same images with one question each: number [B] of those they have."""
+        row = np.arange(len(number))
+        return Canvases(self.images, *(x[row, number][:, None] for x in (self.colours, self.answers, self.corners)))
+
     def relevant(self) -> np.ndarray:
         """Patches of each question's digit, int64 [B, Q, 4], ascending."""
         return self.corners[..., None] + FOOTPRINT

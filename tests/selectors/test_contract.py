@@ -30,7 +30,7 @@ def made(name):
     torch.manual_seed(0)
     method = build(name)
     if method.trainable:
-        method.bind(C, N)
+        method.bind(C, N, C)
         method.eval()
     return method
 

@@ -233,3 +233,17 @@ def test_bundled_cls_attends_to_the_digits(bundled):
 
 def test_bundled_files_are_small():
     assert sum(file.stat().st_size for file in base_model.BUNDLED.iterdir()) < 3_000_000
+
+
+def test_a_stream_of_one_question_each_asks_them_in_turn():
+    from budgetprune.training import load_base
+    from budgetprune.training.data import DigitsStream
+
+    _, processor = load_base()
+    whole, one = (DigitsStream(processor, 8, 3, one_question=one).__getitems__([2, 3, 4, 5]) for one in (False, True))
+    assert torch.equal(whole["pixel_values"], one["pixel_values"])
+    assert one["input_ids"].shape == (4, 1 + 64 + 6) and ((one["labels"] != -100).sum(1) == 1).all()
+    for row, index in enumerate([2, 3, 4, 5]):
+        start = 65 + 6 * (index % 3)
+        assert one["input_ids"][row, 65:].tolist() == whole["input_ids"][row, start:start + 6].tolist()
+        assert one["labels"][row, 65:].tolist() == whole["labels"][row, start:start + 6].tolist()

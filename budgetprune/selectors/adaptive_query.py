@@ -1,0 +1,30 @@
+"""The trained pruner that hears the question."""
+
+from ..pruners import QueryController
+from .adaptive import Adaptive
+from .base import TokenView
+
+
+class AdaptiveQuery(Adaptive):
+    """score[n] = controller(features, budget, question)[n]: as adaptive, and the question says what is looked for.
+
+    Patches and words meet in a dot product, see pruners.QueryController. The words are all text of the sample's prompt;
+    what labels say is the answer is no part of it. Trained with gates inside attention, as adaptive is. Because its
+    choice depends on the question, an image that is asked about again must be pruned again.
+
+    Options are those of adaptive, and query_dim, the width that patches and words meet in.
+    """
+
+    name = "adaptive_query"
+    needs = frozenset({"text"})
+
+    def __init__(self, query_dim: int = 64, **options):
+        super().__init__(**options)
+        self._options["query_dim"] = query_dim
+
+    def bind(self, vision_dim, num_patches, text_dim):
+        if self.controller is None:
+            self.controller = QueryController(vision_dim, num_patches, text_dim, **self._options)
+
+    def asked(self, view: TokenView) -> dict:
+        return {"text": view.need("text"), "text_valid": view.text_valid}
