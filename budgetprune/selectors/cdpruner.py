@@ -16,7 +16,7 @@ class CDPruner(Selector):
     """Greedy MAP of a DPP with L = diag(r) S diag(r), S the cosines of the tokens, r their relevance to the question.
 
     Zhang et al., 2025, "CDPruner"; the kernel and the greedy choice are the authors' code. S is over projected tokens;
-    what stays keeps its order. r[n] = mean over text tokens t of cos(x_n, t), scaled to [0, 1] over the image.
+    what stays keeps its order. r[n] = mean over text tokens t of cos(x_n, t), scaled to (0, 1] over the image.
 
     Departures: x_n and t are projected tokens and the language model's text embeddings, which is ours; published:
     patch and text embeddings of the whole CLIP, whose text tower these models have not. r rises with the cosine;
@@ -60,6 +60,9 @@ def relevance(tokens: Tensor, text: Tensor, text_valid: Tensor | None) -> Tensor
 
 
 def minmax(scores: Tensor) -> Tensor:
-    """[B, N] in [0, 1], each row by its own least and largest; 1 where these are the same."""
+    """[B, N] from nearly 0 to 1, each row by its own least and largest; 1 where these are the same.
+
+    The published code adds 1e-6, so that the least relevant token is not as good as absent.
+    """
     least, largest = scores.aminmax(dim=1, keepdim=True)
-    return torch.where(largest > least, (scores - least) / (largest - least), 1.0)
+    return torch.where(largest > least, (scores - least + 1e-6) / (largest - least), 1.0)
