@@ -101,7 +101,7 @@ def main():
     if arguments.demo:
         DEMO.mkdir(parents=True, exist_ok=True)
         shutil.copy(arguments.demo / "records.jsonl", DEMO / "records.jsonl")
-        shutil.copy(arguments.demo / "pruner" / "train_log.jsonl", DEMO / "train_log.jsonl")
+        shutil.copy(arguments.demo / "pruners" / "adaptive" / "train_log.jsonl", DEMO / "train_log.jsonl")
         write_chart_svg(latest(read(DEMO / "records.jsonl")), DEMO / "accuracy_vs_flops.svg")
     readme = ROOT / "README.md"
     readme.write_text(render(readme.read_text()))

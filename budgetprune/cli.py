@@ -60,8 +60,8 @@ def _loss(values: dict) -> str:
 
 
 @contextmanager
-def training(steps: int):
-    with progress("training the pruner", steps) as tell:
+def training(steps: int, method: str):
+    with progress(f"training {method}", steps) as tell:
         last = [""]
 
         def report(step, values):
@@ -78,17 +78,20 @@ def evaluating():
 
 
 @app.command()
-def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="Training steps of the pruner.")] = 300,
+def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="Training steps of each pruner.")] = 300,
          samples: Annotated[int, typer.Option(help="Questions per cell.")] = 768, resume: Resume = True):
-    """Train an adaptive pruner, measure it against the full model, FastV, PruMerge and floors, write a report."""
+    """Train the pruners that learn, measure every method against the full model, write a report."""
     from dataclasses import replace
 
     from . import demo as the_demo
 
-    with training(steps) as on_step:
-        the_demo.train_digits_pruner(out / "pruner", replace(the_demo.TRAIN, steps=steps), resume=resume, tell=on_step)
+    pruners = {method: out / "pruners" / method for method in the_demo.trained_methods()}
+    for method, folder in pruners.items():
+        config = replace(the_demo.TRAIN, method=method, steps=steps)
+        with training(steps, method) as on_step:
+            the_demo.train_digits_pruner(folder, config, resume=resume, tell=on_step)
     with evaluating() as on_cell:
-        page = the_demo.measure(out, out / "pruner", samples=samples, resume=resume, tell=on_cell)
+        page = the_demo.measure(out, pruners, samples=samples, resume=resume, tell=on_cell)
     console.print(f"report: {page}")
 
 
@@ -126,7 +129,7 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
     options = {"estimator": estimator, "fusion": fusion, "tau": tau, "use_cls": use_cls}
     config = TrainConfig(method=method, options=options, k_min=k_min, k_max=k_max, steps=steps, batch_size=batch_size,
                          learning_rate=learning_rate, noise=noise, lora_rank=lora_rank, seed=seed)
-    with training(steps) as on_step:
+    with training(steps, method) as on_step:
         train_digits_pruner(out, config, base=base, resume=resume, tell=on_step)
     console.print(f"pruner: {out}")
 

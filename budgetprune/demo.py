@@ -1,4 +1,4 @@
-"""The whole way once: train a pruner for a LLaVA, measure it against the full model and other methods, report."""
+"""The whole way once: train pruners for a LLaVA, measure them against the full model and all other methods, report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,14 +25,18 @@ def train_digits_pruner(out, config: TrainConfig, *, base=None, resume: bool = T
     train_pruner(model, dataset, out, config, resume=resume, tell=tell)
 
 
-def measure(out, pruner, *, samples: int = 768, resume: bool = True, tell: Callable | None = None) -> Path:
-    """Evaluates all methods, the trained one from the folder `pruner`, and reports into `out`; returns the report."""
+def trained_methods() -> list[str]:
+    """The names of the methods that learn."""
+    return [name for name in available() if find(name).trainable]
+
+
+def measure(out, pruners: dict[str, Path], *, samples: int = 768, resume: bool = True, tell: Callable | None = None) -> Path:
+    """Evaluates all methods, the trained ones from their folders, and reports into `out`; returns the report."""
     from .tasks import build
 
     model, processor = load_base()
     methods = sorted(available(), key=lambda name: (name != "none", name))
-    trained = {name: pruner for name in methods if find(name).trainable}
-    config = EvalConfig(methods, [*BUDGETS, None], trained, samples=samples)
+    config = EvalConfig(methods, [*BUDGETS, None], pruners, samples=samples)
     evaluate(model.to(device()), processor, build("digits"), out, config, model_name="digits-llava", resume=resume,
              tell=tell)
     return write_report(out)
