@@ -1,6 +1,7 @@
-"""Writes README's generated blocks and picture from the committed results. Every number there comes from here.
+"""Writes the generated blocks and pictures of README and docs, from the committed results and the methods' classes.
+Every number there comes from here.
 
-    python benchmarks/readme.py                     rewrite README.md and benchmarks/README.md
+    python benchmarks/readme.py                     rewrite README.md, benchmarks/README.md and docs
     python benchmarks/readme.py --demo runs/demo    first take over a demo's records
     python benchmarks/readme.py --bench latest.json first take over what `make bench` measured
 """
@@ -12,6 +13,7 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
+import methods
 from report import OURS, case_of, markdown, seconds_of
 from table import render_benchmarks
 
@@ -80,14 +82,32 @@ def fill(text: str, name: str, block: str) -> str:
     """`text` with the block between its marks replaced; ValueError where there are no marks."""
     marks = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not marks.search(text):
-        raise ValueError(f"README.md has no block 'generated: {name}'")
+        raise ValueError(f"the page has no block 'generated: {name}'")
     return marks.sub(lambda m: f"{m[1]}{block}\n{m[2]}", text)
 
 
 def render(text: str) -> str:
     """README with all its generated blocks made anew from the committed results."""
     text = fill(text, "demo table", demo_table(latest(read(DEMO / "records.jsonl"))))
+    text = fill(text, "methods table", methods.methods_table())
     return fill(text, "bench table", bench_table(json.loads(BENCH.read_text())))
+
+
+def render_methods(text: str) -> str:
+    """docs/methods.md: what the classes say, and what it costs."""
+    text = fill(methods.with_sections(text), "cost table", methods.costs_table())
+    for name in methods.available():
+        text = fill(text, f"method {name}", methods.method_section(name))
+    return text
+
+
+def render_integrations(text: str) -> str:
+    return fill(text, "vllm table", methods.vllm_table())
+
+
+# {page: what makes it anew from what it is}
+PAGES = {ROOT / "README.md": render, ROOT / "benchmarks" / "README.md": lambda text: render_benchmarks(),
+         ROOT / "docs" / "methods.md": render_methods, ROOT / "docs" / "integrations.md": render_integrations}
 
 
 def main():
@@ -103,9 +123,8 @@ def main():
         shutil.copy(arguments.demo / "records.jsonl", DEMO / "records.jsonl")
         shutil.copy(arguments.demo / "pruners" / "adaptive" / "train_log.jsonl", DEMO / "train_log.jsonl")
         write_chart_svg(latest(read(DEMO / "records.jsonl")), DEMO / "accuracy_vs_flops.svg")
-    readme = ROOT / "README.md"
-    readme.write_text(render(readme.read_text()))
-    (ROOT / "benchmarks" / "README.md").write_text(render_benchmarks())
+    for page, made in PAGES.items():
+        page.write_text(made(page.read_text()))
 
 
 if __name__ == "__main__":

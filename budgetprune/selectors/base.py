@@ -61,6 +61,7 @@ class Selector:
     one_head: vision side: `attention` joins all heads to one, softmax(q k / sqrt(H D)).
     normed: mid-LLM: `tokens` and `text_states` have passed the norm that stands behind the decoder's last layer.
     positions: "compact" (renumbered, as most training-free methods do) or "original" ids for what is kept.
+    merges: whether a token that comes out may be a sum of tokens; otherwise each is one of the kept, unchanged.
     adaptive_count: whether the method can choose the count itself (`keep=None`).
     trainable: whether it is a torch module that learns through gates in attention.
     """
@@ -73,6 +74,7 @@ class Selector:
     one_head: ClassVar[bool] = False
     normed: ClassVar[bool] = False
     positions: ClassVar[str] = "compact"
+    merges: ClassVar[bool] = False
     adaptive_count: ClassVar[bool] = False
     trainable: ClassVar[bool] = False
 

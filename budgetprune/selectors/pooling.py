@@ -34,6 +34,7 @@ class Pooling(Selector):
 
     name = "pooling"
     needs: ClassVar = frozenset({"grid"})
+    merges: ClassVar[bool] = True
 
     def plan(self, view: TokenView, keep) -> TokenPlan:
         keep = self.require(keep)

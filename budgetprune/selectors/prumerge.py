@@ -49,6 +49,7 @@ class PruMerge(Selector):
     name = "prumerge"
     needs: ClassVar = frozenset({"attention", "keys"})
     one_head: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
     adaptive_count: ClassVar = True
 
     neighbours: int = 32

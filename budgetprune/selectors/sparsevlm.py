@@ -54,6 +54,7 @@ class SparseVLM(Selector):
     needs = frozenset({"attention", "text"})
     place = "llm"
     positions = "original"
+    merges = True
 
     at: tuple[float, ...] = (3 / 32, 7 / 32, 16 / 32)
     recycle: bool = True

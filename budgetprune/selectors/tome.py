@@ -34,6 +34,7 @@ class ToMe(Selector):
 
     name = "tome"
     needs: ClassVar = frozenset({"keys"})
+    merges: ClassVar[bool] = True
 
     rounds: int = 24
 

@@ -32,6 +32,7 @@ class VisionZip(Selector):
     name = "visionzip"
     needs: ClassVar = frozenset({"attention", "keys"})
     tower_layer: ClassVar[int] = -2
+    merges: ClassVar[bool] = True
 
     dominant_share: float = 54 / 64
 

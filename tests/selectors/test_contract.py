@@ -92,6 +92,32 @@ def test_a_missing_need_is_named(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_does_not_merge_hands_on_tokens_as_they_were(name):
+    method = made(name)
+    plans = [method.plan(view_of(), keep) for keep in ([1] * B, [7] * B, [1, 5, 29, 12], [N] * B)]
+    assert any(plan.merge is not None for plan in plans) == method.merges
+
+
+@pytest.mark.parametrize("field", ["attention", "keys", "text", "grid", "key"])
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_does_not_need_does_not_matter_to_it(name, field):
+    method, view, other = made(name), view_of(), view_of(seed=1)
+    theirs = (COLUMNS, ROWS) if field == "grid" else getattr(other, field)
+    keep, changed = [7] * B, dataclasses.replace(view, **{field: theirs})
+    plans = [method.plan(v, keep) for v in (view, changed)]
+    rows = [method.rows(v) if method.place == "llm" else None for v in (seen(view), seen(changed))]
+    same = torch.equal(plans[0].kept, plans[1].kept) and (rows[0] is None or torch.equal(rows[0], rows[1]))
+    if plans[0].merge is not None:
+        same = same and torch.equal(plans[0].merge.dense(N), plans[1].merge.dense(N))
+    if field not in method.needs or field in ("attention", "text", "key"):  # at this size not all of it decides
+        assert same == (field not in method.needs)
+
+
+def seen(view):
+    return dataclasses.replace(view, valid=torch.ones(B, N, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_options_rebuild_the_method(name):
     method = build(name)
     assert type(build(name, **method.options())) is type(method)
