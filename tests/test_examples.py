@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -95,8 +96,11 @@ def test_a_family_from_outside_is_pruned_like_the_others(example, capsys):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_exported_vision_side_answers_through_the_stock_model(example, tmp_path, capsys):
-    example("export_vision").main(["--out", str(tmp_path / "out")])
+@pytest.mark.parametrize("options", [[], ["--compile"]], ids=str)
+def test_the_exported_vision_side_answers_through_the_stock_model(example, tmp_path, capsys, options):
+    if options and shutil.which("g++") is None:
+        pytest.skip("AOTInductor needs a C++ compiler")
+    example("export_vision").main([*options, "--out", str(tmp_path / "out")])
     answer = re.search(r"which digit is \w+: (\d) \(right: (\d)\)", capsys.readouterr().out)
     assert answer[1] == answer[2] and (tmp_path / "out" / "vision.pt2").is_file()
 

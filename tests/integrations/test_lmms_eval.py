@@ -8,6 +8,7 @@ from hosts import ROOT, declare_entry_points, python
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; make test-integrations installs and asks it")
 pytest.importorskip("decord", reason="lmms-eval's llava_hf reads videos with decord, which is not installed")
 import datasets
+import torch
 from lmms_eval import evaluator
 from lmms_eval.tasks import TaskManager
 from PIL import Image
@@ -148,3 +149,62 @@ def test_a_saved_pruner_comes_from_its_folder(tmp_path):
 def test_likelihoods_of_logits_that_moved_are_refused():
     with pytest.raises(ValueError, match="scores generate_until tasks, got loglikelihood"):
         load(PrunedLlavaHf, method="uniform", keep=9).loglikelihood([])
+
+
+def crops_of_any_image(name, folder):
+    """A small random LLaVA-NeXT or LLaVA-OneVision that knows the digits task's words, saved with its processor."""
+    import transformers as t
+
+    from budgetprune.training.base_model import CHAT, WORDS, build_digits_llava
+
+    tokenizer = build_digits_llava()[1].tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<video>"]}, replace_extra_special_tokens=False)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    tower = {**small, "image_size": 32, "patch_size": 8}
+    grids, ids = [[32, 64], [64, 32], [64, 64]], {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    text = {**small, "num_key_value_heads": 4, "vocab_size": len(tokenizer), "max_position_embeddings": 512, **ids}
+    shared = {"image_token_id": WORDS.index("<image>"), "image_grid_pinpoints": grids, **ids}
+    image = {"size": {"height": 32, "width": 32}, "image_grid_pinpoints": grids}
+    if name == "llava_next":
+        config = t.LlavaNextConfig(vision_config=t.CLIPVisionConfig(**tower), text_config=t.LlamaConfig(**text),
+                                   **shared)
+        cls = t.LlavaNextForConditionalGeneration
+        image |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+        processor = t.LlavaNextProcessor(
+            t.LlavaNextImageProcessor(**image), tokenizer, patch_size=8, vision_feature_select_strategy="default",
+            num_additional_image_tokens=1, chat_template=CHAT)
+    else:
+        config = t.LlavaOnevisionConfig(
+            vision_config=t.SiglipVisionConfig(**tower, vision_use_head=False), text_config=t.Qwen2Config(**text),
+            video_token_id=tokenizer.convert_tokens_to_ids("<video>"), vision_feature_layer=-1,
+            vision_feature_select_strategy="full", **shared)
+        cls = t.LlavaOnevisionForConditionalGeneration
+        processor = t.LlavaOnevisionProcessor(
+            t.LlavaOnevisionImageProcessor(**image), tokenizer, t.LlavaOnevisionVideoProcessor(), num_image_tokens=16,
+            vision_feature_select_strategy="full", chat_template=CHAT)
+    torch.manual_seed(3)
+    model = cls(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("method, keep", [("visionzip", 4), ("fastv", 0.25)])
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_the_other_models_of_llava_hf_are_pruned_too(questions, task, tmp_path, name, method, keep):
+    crops_of_any_image(name, tmp_path)
+    pruned = PrunedLlavaHfChat(pretrained=str(tmp_path), device="cpu", dtype="float32", method=method, keep=keep)
+    model, pruning, processor, said = pruned.model, pruned.pruning, pruned._image_processor, []  # all gone behind it
+    assert model.config.model_type == name
+    samples = sorted(evaluate(pruned, task)["samples"]["digits_local"], key=lambda sample: sample["doc_id"])
+    (kept,) = pruning.plan.counts()
+    for image, colour, _ in questions:
+        parts = [{"type": "image"}, {"type": "text", "text": f"which digit is {colour}"}]
+        text = processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
+        inputs = processor(images=[image], text=text, return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=2, do_sample=False)[0, inputs["input_ids"].shape[1]:]
+        said.append(processor.tokenizer.decode(tokens, skip_special_tokens=True))
+    assert [sample["filtered_resps"][0] for sample in samples] == said and any(said)
+    assert kept == 4 if method == "visionzip" else kept > 4
