@@ -52,6 +52,18 @@ def test_recall_counts_the_asked_digits_patches(digits, finished):
     assert by_method["none"].kept_recall == 1.0
 
 
+def test_a_method_behind_the_projector_pays_for_all_tokens_there(digits, tmp_path):
+    from budgetprune.cost import VlmShape, prefill_flops
+    from budgetprune.selectors import build
+
+    config = EvalConfig(["divprune"], [8], samples=3, latency_batch=0, images=0)
+    (cell,) = evaluate(*digits, tmp_path, config, model_name="untrained")
+    shape = VlmShape.from_config(digits[0].config)
+    text = prepare(digits[1], digits[2].samples("test", 1, 0), digits[0])["input_ids"].shape[1] - 64
+    own = build("divprune").flops(64, shape.decoder.hidden, 8)
+    assert cell.prefill_flops == prefill_flops(shape, 64, 8, text, projected="all", selector_flops=own).total
+
+
 def test_recorded_flops_are_what_torch_counts(digits, finished):
     """Within one per cent, batch 1, attention by its formula (the CPU's fused kernel is invisible to the counter)."""
     from torch.utils.flop_counter import FlopCounterMode
