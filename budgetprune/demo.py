@@ -30,7 +30,8 @@ def trained_methods() -> list[str]:
     return [name for name in available() if find(name).trainable]
 
 
-def measure(out, pruners: dict[str, Path], *, samples: int = 768, resume: bool = True, tell: Callable | None = None) -> Path:
+def measure(out, pruners: dict[str, Path], *, samples: int = 768, resume: bool = True,
+            tell: Callable | None = None) -> Path:
     """Evaluates all methods, the trained ones from their folders, and reports into `out`; returns the report."""
     from .tasks import build
 

@@ -10,8 +10,8 @@ class QueryController(VisionTokenController):
     """logits[n] = the controller's, by patch, place and budget, + g sum_t a_t <W x_n, V e_t> / sqrt(d).
 
     x_n are the patches and e_t the words' embeddings, both normalised; a = softmax over t of u . e_t says which words
-    matter. A question that is added to the patches instead would meet them only in the nonlinearity behind the sum: that
-    is slow to learn. g begins at 1, so that the product has a say, and gradients, from the start.
+    matter. A question that is added to the patches instead would meet them only in the nonlinearity behind the sum,
+    which is slow to learn. g begins at 1, so that the product has a say, and gradients, from the start.
 
     text_dim: C' of the words' embeddings. query_dim: d. The rest as in VisionTokenController.
     """
