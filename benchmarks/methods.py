@@ -83,7 +83,7 @@ def costs_table() -> str:
             continue
         method, inside = build(cls.name), cls.place == "llm"
         if cls.trainable:
-            method.bind(shape.tower.hidden, TOKENS)
+            method.bind(shape.tower.hidden, TOKENS, shape.decoder.hidden)
         width = shape.decoder.hidden if inside or cls.after_projector else shape.tower.hidden
         own = method.flops(TOKENS, width, KEEP)
         depth = shape.decoder.layers

@@ -18,8 +18,9 @@ class AdaptiveQuery(Adaptive):
     name = "adaptive_query"
     needs = frozenset({"text"})
 
-    def __init__(self, query_dim: int = 64, **options):
-        super().__init__(**options)
+    def __init__(self, tau: float = 1.0, use_cls: bool = False, estimator: str = "race", fusion: str = "add",
+                 hidden_dim: int | None = None, query_dim: int = 64):
+        super().__init__(tau, use_cls, estimator, fusion, hidden_dim)
         self._options["query_dim"] = query_dim
 
     def bind(self, vision_dim, num_patches, text_dim):
