@@ -14,6 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import methods
+from positions import positions_table
 from report import OURS, case_of, markdown, seconds_of
 from table import render_benchmarks
 
@@ -96,6 +97,7 @@ def render(text: str) -> str:
 def render_methods(text: str) -> str:
     """docs/methods.md: what the classes say, and what it costs."""
     text = fill(methods.with_sections(text), "cost table", methods.costs_table())
+    text = fill(text, "positions table", positions_table())
     for name in methods.available():
         text = fill(text, f"method {name}", methods.method_section(name))
     return text
