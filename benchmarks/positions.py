@@ -34,7 +34,7 @@ def measure(out: Path, samples: int) -> None:
         config = EvalConfig(methods(), BUDGETS, samples=samples, latency_batch=0, images=0,
                             options={name: {"positions": numbering} for name in methods()})
         evaluate(model, processor, tasks.build("digits"), out, config, model_name="digits-llava",
-                 tell=lambda cell, done, total: print(f"{numbering}: {done}/{total} {cell}", flush=True))
+                 tell=lambda cell, done, total: print(f"{done}/{total} {cell}", flush=True))
 
 
 def positions_table() -> str:
@@ -48,8 +48,8 @@ def positions_table() -> str:
         row = [" / ".join(_accuracy(cells, method, k, numbering) for numbering in NUMBERINGS) for k in keeps]
         lines.append(f"| `{method}` | {find(method).positions} | " + " | ".join(row) + " |")
     one = records[0]
-    lines.append(f"\nAccuracy with original / compact ids on the digits task, {one.samples} questions a cell; bold where "
-                 "the other's 95 % interval lies below. "
+    lines.append(f"\nAccuracy with original / compact ids on the digits task, {one.samples} questions a cell; bold "
+                 "where the other's 95 % interval lies below. "
                  f"`python benchmarks/positions.py`, torch {one.torch}, {one.time[:10]}, commit {one.commit}.")
     return "\n".join(lines)
 
