@@ -91,3 +91,9 @@ def test_importing_wakes_no_more_than_it_needs(module, asleep):
     code = f"import sys, {module}; print([name for name in {asleep!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_test_files_have_one_name_each():
+    """pytest imports them by their names; two of one name stop the whole run."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
