@@ -8,66 +8,82 @@ from contextvars import ContextVar
 
 import torch
 
-from . import attention, notice
+from . import attention
 from .stages import DecoderState
+from .turns import held
 
 # Prompts that the caller gave to generate(); beams and several returned sequences repeat each of them.
 prompts: ContextVar = ContextVar("budgetprune_prompts", default=None)
 
 
-def find_image_tokens(model, pruner, kwargs: dict) -> dict:
-    """Forward arguments with the image mask added, which the decoder's hook takes out again."""
-    ids = kwargs.get("input_ids")
-    if ids is not None:
-        family = pruner.family(model)
-        is_image = family.is_placeholder(model, ids)
-        if bool(is_image.any()):
-            kwargs["budgetprune_image"] = (is_image, pruner, family.prefix_lm)
-    return kwargs
+def find_prompt(model, pruner, kwargs: dict) -> dict:
+    """Forward arguments of the whole model, with the state of the prompt that they begin or continue.
+
+    Here and not in the decoder's own hook, for only here nothing of the model has run: what is read back from the
+    device costs torch.compile a graph wherever it stands between two parts of the model.
+    """
+    ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
+    if held(cache):
+        state, new = getattr(cache, "budgetprune_state", None), kwargs.get("inputs_embeds") if ids is None else ids
+        if state is not None and new is not None:
+            kwargs["budgetprune_state"] = _continued(state, pruner.family(model).decoder(model), new, kwargs)
+        return kwargs
+    if getattr(cache, "budgetprune_state", None) is not None:
+        del cache.budgetprune_state  # of another prompt, before the cache was reset
+    state = None if ids is None else _begun(model, pruner, ids, kwargs.get("attention_mask"))
+    return kwargs if state is None else {**kwargs, "budgetprune_begun": state}
 
 
-def enter(module, args, kwargs):
-    """Forward pre-hook of the decoder: begins a prompt, or finds the state of the one being continued."""
-    image = kwargs.pop("budgetprune_image", None)
-    cache = kwargs.get("past_key_values")
-    past = int(cache.get_seq_length()) if cache is not None else 0
-    if past == 0:
-        if getattr(cache, "budgetprune_state", None) is not None:
-            del cache.budgetprune_state  # of another prompt, before the cache was reset
-        if image is not None:
-            _begin(module, kwargs, *image)
-        return args, kwargs
-    state = getattr(cache, "budgetprune_state", None)
-    if state is not None:
-        _continue(state, kwargs, past)
-    return args, kwargs
-
-
-def _begin(module, kwargs, is_image, pruner, prefix_lm):
+def _begun(model, pruner, ids, mask):
+    """The state of a prompt of which something is to be dropped, else None."""
+    family = pruner.family(model)
+    is_image = family.is_placeholder(model, ids)
     counts = is_image.sum(1).tolist()
+    if not any(counts):
+        return None
     keep = _keep(pruner, counts)
     if keep == counts:
         pruner.record(None)
-        return  # everything stays: not a bit may change
-    exists = _exists(kwargs.get("attention_mask"), is_image.shape[1])
-    layers = pruner.selector.layers(len(module.layers))
-    state = DecoderState.begin(pruner, layers, is_image, exists, keep, kwargs.get("inputs_embeds"))
-    state.prefix_lm, state.norm = prefix_lm, module.norm
-    deep = kwargs.get("deepstack_visual_embeds")
-    if deep is not None:  # the model adds them by columns of the whole prompt; behind the first stage we do
-        state.add_deep(kwargs["visual_pos_masks"], deep)
-        kwargs["deepstack_visual_embeds"] = deep[:layers[0]]
-    kwargs["budgetprune_state"] = kwargs["budgetprune_probe"] = state
+        return None  # everything stays: not a bit may change
+    layers = pruner.selector.layers(len(family.decoder(model).layers))
+    state = DecoderState.begin(pruner, layers, is_image, _exists(mask, ids.shape[1]), keep)
+    state.prefix_lm = family.prefix_lm
+    return state
 
 
-def _continue(state, kwargs, past):
-    """Padding behind the prompt: a new turn has some where its samples differ in length, generated text has none."""
-    hidden = kwargs.get("inputs_embeds")
+@torch.compiler.disable
+def _continued(state, decoder, new, kwargs):
+    """The state of a prompt behind which `new` [B, n, ...] is fed, with the masks of its stages: their caches are
+    shorter than the model's own mask says. New turns have padding where their samples differ in length, generated text
+    has none."""
+    cache, (rows, count) = kwargs["past_key_values"], new.shape[:2]
+    past = held(cache)
     state.past = past - state.length
-    if state.tail is not None or (hidden is not None and hidden.shape[1] > 1):
-        exists = _exists(kwargs.get("attention_mask"), past + hidden.shape[1])
+    if state.tail is not None or count > 1:
+        exists = _exists(kwargs.get("attention_mask"), past + count)
         state.tail = None if exists is None or bool(exists[:, state.length:].all()) else exists[:, state.length:]
-    kwargs["budgetprune_state"] = state
+    hidden = torch.empty(rows, count, 0, dtype=decoder.dtype, device=new.device)
+    for depth in state.layers:
+        state.at(depth).step(decoder.layers[depth], hidden, cache, state.tail, state.past)
+    return state
+
+
+def enter(module, args, kwargs):
+    """Forward pre-hook of the decoder: a prompt's state becomes that of its layers."""
+    state, cache = kwargs.pop("budgetprune_begun", None), kwargs.get("past_key_values")
+    embeddings = kwargs.get("inputs_embeds")
+    if state is not None:
+        if embeddings is not None and state.hears_text:
+            state.hear_text(embeddings.detach())
+        deep = kwargs.get("deepstack_visual_embeds")
+        if deep is not None:  # the model adds them by columns of the whole prompt; behind the first stage we do
+            state.add_deep(kwargs["visual_pos_masks"], deep)
+            kwargs["deepstack_visual_embeds"] = deep[:state.layers[0]]
+        kwargs["budgetprune_state"] = kwargs["budgetprune_probe"] = state
+    elif "budgetprune_state" not in kwargs and getattr(cache, "budgetprune_state", None) is not None:
+        if held(cache) and embeddings is not None:  # the decoder called by itself
+            kwargs["budgetprune_state"] = _continued(cache.budgetprune_state, module, embeddings, kwargs)
+    return args, kwargs
 
 
 def _keep(pruner, counts: list[int]) -> list[int]:
@@ -94,28 +110,15 @@ def layer(module, args, kwargs):
     state = kwargs.get("budgetprune_state")
     if state is None:
         return None
-    hidden = args[0] if args else kwargs["hidden_states"]
-    cache = kwargs.get("past_key_values")
-    depth = module.self_attn.layer_idx
-    if "budgetprune_probe" in kwargs:  # the prompt itself
+    hidden, depth = args[0] if args else kwargs["hidden_states"], module.self_attn.layer_idx
+    prompt = "budgetprune_probe" in kwargs  # not what is fed behind it
+    if prompt:
         hidden = state.with_deep(depth - 1, hidden)
         if depth in state.layers:
-            new, pruner = depth not in state.stages, state.pruner  # gradient checkpointing comes here again
-            stage = state.choose(depth, hidden) if new else state.stages[depth]
-            hidden = stage.narrow(hidden)
-            if new:
-                own = kwargs["attention_mask"] if state.prefix_lm else None
-                stage.prepare(module, hidden, cache, kwargs["position_embeddings"], own)
-                if depth == state.layers[-1] and notice.wanted(pruner):
-                    _tell(module, state, pruner)
-            if cache is not None:
-                cache.budgetprune_state = state
-        stage = state.at(depth)
+            hidden = (_stage if state.traceable else _stage_apart)(state, module, hidden, kwargs)
+    stage = state.at(depth)
+    if prompt:
         kwargs["position_embeddings"] = stage.position_embeddings
-    else:  # behind the prompt: these layers' caches are shorter than the model's own mask says
-        stage = state.at(depth)
-        if depth in state.layers:
-            stage.step(module, hidden, cache, state.tail, state.past)
     kwargs["attention_mask"] = stage.attention_mask
     if kwargs.get("position_ids") is not None:
         kwargs["position_ids"] = None  # gaps would be read as packed sequences; cos and sin are made already
@@ -125,16 +128,22 @@ def layer(module, args, kwargs):
     return args, kwargs
 
 
-def _tell(module, state, pruner):
-    start, config = state.start, module.self_attn.config
-    whole = [start.width] * len(start.counts) if start.exists is None else start.exists.sum(1).tolist()
-    rows = []
-    for row, length in enumerate(whole):
-        left = {depth: length - start.counts[row] + state.stages[depth].counts[row] for depth in state.layers}
-        rows.append([left[max(passed)] if (passed := [k for k in state.layers if k <= depth]) else length
-                     for depth in range(config.num_hidden_layers)])
-    last = state.stages[state.layers[-1]].counts
-    notice.tell(pruner, config, len(last), sum(start.counts), sum(last), whole, rows)
+def _stage(state, module, hidden, kwargs):
+    """The hidden states that stay from this layer on."""
+    depth, cache = module.self_attn.layer_idx, kwargs.get("past_key_values")
+    new = depth not in state.stages  # gradient checkpointing comes here again
+    stage = state.choose(depth, hidden) if new else state.stages[depth]
+    hidden = stage.narrow(hidden)
+    if new:
+        own = kwargs["attention_mask"] if state.prefix_lm else None
+        stage.prepare(module, hidden, cache, kwargs["position_embeddings"], own)
+    if cache is not None:
+        cache.budgetprune_state = state
+    return hidden
+
+
+# A method that reads from the device as it plans breaks the graph at its stages; so it does in one place, not in many.
+_stage_apart = torch.compiler.disable(_stage)
 
 
 def leave(module, args, kwargs, output):

@@ -250,11 +250,14 @@ def _detach(model, family, handles):
 
 # Hooks are functions of the module, not closures: after copy.deepcopy they must act on the copy.
 
+# Not for torch.compile: what is chosen here is read back from the device, and the sizes change with every prompt. It
+# runs before anything of the model's own forward, which is compiled as it would be without it.
+@torch.compiler.disable
 def _before_forward(model, args, kwargs):
     kwargs = {**dict(zip(forward_names(type(model)), args)), **kwargs}
     pruner = model.budget_pruner
     if pruner.selector.place == "llm":
-        return (), decoder.find_image_tokens(model, pruner, kwargs)
+        return (), decoder.find_prompt(model, pruner, kwargs)
     family, given = pruner.family(model), kwargs.get("mm_encoder_outputs")
     if not given and any(kwargs.get(pixels) is not None for pixels in family.media.values()):
         inputs = {name: value for name, value in kwargs.items() if value is not None}
@@ -271,7 +274,7 @@ def _before_forward(model, args, kwargs):
             kwargs["attention_mask"] = torch.ones_like(ids)
     if given:
         kwargs = _one_tensor_each(family, kwargs)
-    return (), kwargs if pruner.inside is None else decoder.find_image_tokens(model, pruner.inside, kwargs)
+    return (), kwargs if pruner.inside is None else decoder.find_prompt(model, pruner.inside, kwargs)
 
 
 def _one_tensor_each(family, kwargs):

@@ -1,6 +1,6 @@
 """What the stages of a prompt inside the language model decided: the columns and the mask of each layer."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -8,33 +8,21 @@ from transformers.masking_utils import create_causal_mask
 
 from ..ops import attention_received, gather_tokens, merge_tokens
 from ..plan import TokenPlan
-from ..selectors import TokenView
+from ..selectors import Selector, TokenView
 from .attention import rows_received
 
 
-def columns_of(wanted: Tensor) -> Tensor:
-    """[B, N] int64, the columns where `wanted` [B, L] is True, ascending, -1 padded to the longest row."""
+def columns_of(wanted: Tensor, longest: int) -> Tensor:
+    """[B, N] int64, the columns where `wanted` [B, L] is True, ascending, -1 padded to the longest row's N."""
     length = wanted.shape[1]
     column = torch.arange(length, device=wanted.device)
-    found = torch.where(wanted, column, length).sort(dim=1).values[:, : int(wanted.sum(1).max())]
+    found = torch.where(wanted, column, length).sort(dim=1).values[:, :longest]
     return found.masked_fill(found == length, -1)
-
-
-def text_behind(images: Tensor, columns: Tensor, exists: Tensor | None) -> Tensor:
-    """[B, T] int64, the columns of the text behind the image tokens, which are at `columns`; -1 padded."""
-    column = torch.arange(images.shape[1], device=images.device)
-    is_text = ~images & (column > columns.amax(1, keepdim=True))
-    return columns_of(is_text if exists is None else is_text & exists)
 
 
 def rows_at(x: Tensor, columns: Tensor) -> Tensor:
     """x [B, L, C] at `columns` [B, N]; what stands in padding is column 0."""
     return x.gather(1, columns.clamp_min(0)[..., None].expand(-1, -1, x.shape[2]))
-
-
-def _keys_at(keys: Tensor, columns: Tensor) -> Tensor:
-    where = columns.clamp_min(0)[:, None, :, None]
-    return keys.gather(2, where.expand(-1, keys.shape[1], -1, keys.shape[3]))
 
 
 @dataclass
@@ -96,7 +84,7 @@ class Stage:
 
     def step(self, module, hidden: Tensor, cache, tail: Tensor | None, past: int) -> None:
         """The mask of a step behind the prompt: `past` tokens were seen since, `tail` [B, .] says which of them and of
-        the step's own exist."""
+        the step's own exist. hidden: as the first layer gets it, of any width."""
         depth, new = module.self_attn.layer_idx, past + hidden.shape[1]
         held = int(cache.get_seq_length(depth))
         if held != self.width + past:
@@ -123,13 +111,17 @@ def _mask(module, hidden, cache, mask):
 class DecoderState:
     """One prompt whose later layers hold fewer tokens; as a probe it hears the attention layers before its stages.
 
-    keep: image tokens of each sample after the last stage. layers: where its stages are. tail: see Stage.step.
-    norm: the one behind the decoder's last layer.
+    layers: where its stages are. left: {layer: image tokens of each sample from there on}. words: the other tokens of
+    each sample. tail: see Stage.step. traceable: whether the method reads nothing back either as it plans.
+
+    All sizes are known before the first layer runs, only which columns they are is not. So no stage reads anything back
+    from the device, and torch.compile may have it in the graph of the layers around it.
     """
 
     pruner: object
     layers: tuple[int, ...]
-    keep: list[int]
+    left: dict[int, list[int]]
+    words: list[int]
     length: int
     start: Stage
     text: Tensor | None = None
@@ -139,29 +131,43 @@ class DecoderState:
     stages: dict[int, Stage] = field(default_factory=dict)
     plans: list[TokenPlan] = field(default_factory=list)
     deep: dict[int, Tensor] = field(default_factory=dict)
-    norm: object = None
     prefix_lm: bool = False
+    traceable: bool = False
     past: int = 0
     tail: Tensor | None = None
 
     @classmethod
-    def begin(cls, pruner, layers, is_image: Tensor, exists: Tensor | None, keep, embeddings: Tensor | None):
-        """Nothing is dropped yet; the method may name the text rows that it wants to hear."""
+    def begin(cls, pruner, layers, is_image: Tensor, exists: Tensor | None, keep: list[int]):
+        """Nothing is dropped yet. keep: image tokens of each sample after the last stage."""
         rows, length = is_image.shape
         column = torch.arange(length, device=is_image.device)
         kept = column.int().expand(rows, -1)
-        images = columns_of(is_image)
+        is_word = ~is_image if exists is None else ~is_image & exists
+        counts, words = torch.stack([is_image.sum(1), is_word.sum(1)]).tolist()
+        images = columns_of(is_image, max(counts))
         ordinal = torch.arange(images.shape[1], dtype=torch.int32, device=images.device).expand_as(images)
-        start = Stage(kept, exists, is_image, ordinal.masked_fill(images < 0, -1), is_image.sum(1).tolist())
-        state = cls(pruner, layers, keep, length, start)
-        if "text" in pruner.selector.needs and embeddings is not None:
-            state.hear_text(is_image, images, embeddings.detach())
-        return state
+        start = Stage(kept, exists, is_image, ordinal.masked_fill(images < 0, -1), counts)
+        left, seen = {}, counts
+        for number, layer in enumerate(layers):
+            wanted = [max(1, pruner.selector.stage_keep(k, number, n)) if n else 0 for k, n in zip(keep, counts)]
+            left[layer] = seen = [min(pair) for pair in zip(seen, wanted)]
+        traceable = type(pruner.selector).plan is Selector.plan
+        return cls(pruner, layers, left, words, length, start, traceable=traceable)
 
+    @property
+    def hears_text(self) -> bool:
+        return "text" in self.pruner.selector.needs
+
+    @torch.compiler.disable
     @torch.no_grad()
-    def hear_text(self, is_image: Tensor, images: Tensor, embeddings: Tensor) -> None:
-        column, exists = torch.arange(self.length, device=images.device), self.start.exists
-        columns = text_behind(is_image, images, exists)
+    def hear_text(self, embeddings: Tensor) -> None:
+        """The prompt's text for the method, which may name the rows of it that it wants to hear."""
+        is_image, exists = self.start.images, self.start.exists
+        images = columns_of(is_image, max(self.start.counts))
+        column = torch.arange(self.length, device=is_image.device)
+        is_text = ~is_image & (column > images.amax(1, keepdim=True))
+        is_text = is_text if exists is None else is_text & exists
+        columns = columns_of(is_text, int(is_text.sum(1).max()))
         self.text, self.text_valid = rows_at(embeddings, columns), columns >= 0
         rows = self.pruner.selector.rows(TokenView(rows_at(embeddings, images), text=self.text,
                                                    text_valid=self.text_valid, valid=images >= 0))
@@ -203,54 +209,50 @@ class DecoderState:
             return
         seen, needs, received = self.before(depth), self.pruner.selector.needs, None
         keys = key[:, :, : seen.width]  # a static cache hands over columns that are still empty
-        listens = "keys" in needs or "text_keys" in needs
         if "attention" in needs and self.rows is None:
             received = attention_received(query, keys, rows="last", mask=seen.exists, scale=module.scaling)
         elif "attention" in needs:
             rows = self.rows.gather(1, seen.kept.clamp_min(0).long()) & (seen.kept >= 0)
             received = rows_received(query, keys, rows, exists=seen.exists, scale=module.scaling)
-        self.heard[depth] = received, keys.detach() if listens else None
+        self.heard[depth] = received, keys.detach() if "keys" in needs else None
 
     @torch.no_grad()
     def choose(self, depth: int, hidden: Tensor) -> Stage:
         """Plans, once, which columns stay from layer `depth` on, which would see `hidden`."""
-        seen, selector, number = self.before(depth), self.pruner.selector, self.layers.index(depth)
+        seen, selector, left = self.before(depth), self.pruner.selector, self.left[depth]
         received, keys = self.heard.pop(depth)
-        columns, states = columns_of(seen.images), hidden.detach()
-        if selector.normed:
-            states = self.norm(states)
+        columns = columns_of(seen.images, max(seen.counts))
         if received is not None:
             received = received.gather(1, columns.clamp_min(0))
-        view = TokenView(rows_at(states, columns), attention=received, text=self.text, text_valid=self.text_valid,
-                         keys=None if keys is None else _keys_at(keys, columns), valid=columns >= 0)
-        if selector.needs & {"text_states", "text_keys"}:
-            text = text_behind(seen.images, columns, seen.exists)
-            view = replace(view, text_states=rows_at(states, text), text_valid=text >= 0,
-                           text_keys=None if keys is None else _keys_at(keys, text))
-        keep = [min(n, max(1, selector.stage_keep(k, number, whole))) if n else 0
-                for n, k, whole in zip(seen.counts, self.keep, self.start.counts)]
-        plan = selector.plan(view, keep)
-        stage = self.stages[depth] = _stage(seen, columns, plan)
+        if keys is not None:
+            where = columns.clamp_min(0)[:, None, :, None]
+            keys = keys.gather(2, where.expand(-1, keys.shape[1], -1, keys.shape[3]))
+        view = TokenView(rows_at(hidden.detach(), columns), attention=received, keys=keys, text=self.text,
+                         text_valid=self.text_valid, valid=columns >= 0)
+        plan = selector.plan(view, left)
+        if plan.kept.shape[1] != max(left):
+            raise ValueError(f"{selector.name}.plan must keep {left} image tokens, got {plan.kept.shape[1]} columns")
+        stage = self.stages[depth] = _stage(seen, columns, plan, left, [n + k for n, k in zip(self.words, left)])
         # Of merged tokens, those that gave them their place.
         lengths = None if len(set(stage.counts)) == 1 else torch.tensor(stage.counts, device=hidden.device)
         self.plans.append(plan if len(self.layers) == 1 else TokenPlan(stage.ordinal, lengths=lengths))
         self.pruner.record(self.plans[-1], stages=tuple(self.plans))
         if len(self.stages) == len(self.layers):
-            self.pruner = self.norm = self.text = self.text_valid = self.rows = None  # caches live on, and are copied
+            self.pruner = self.text = self.text_valid = self.rows = None  # caches live on, and are copied
         return stage
 
 
-def _stage(seen: Stage, columns: Tensor, plan: TokenPlan) -> Stage:
-    """The columns that a plan for the image tokens at `columns` leaves."""
+def _stage(seen: Stage, columns: Tensor, plan: TokenPlan, counts: list[int], lengths: list[int]) -> Stage:
+    """The columns that a plan for the image tokens at `columns` leaves: `counts` of them, `lengths` with the words."""
     width, there = seen.width, plan.kept >= 0
     chosen = columns.gather(1, plan.kept.long().clamp_min(0)).masked_fill(~there, width)
     stay = ~seen.images if seen.exists is None else ~seen.images & seen.exists
     stay = torch.cat([stay, stay[:, :1]], dim=1).scatter(1, chosen, True)[:, :width]
-    local = columns_of(stay)
+    local = columns_of(stay, max(lengths))
     exists = local >= 0
     images = seen.images.gather(1, local.clamp_min(0)) & exists
     kept = seen.kept.gather(1, local.clamp_min(0)).masked_fill(~exists, -1)
     ordinal = seen.ordinal.gather(1, plan.kept.long().clamp_min(0)).masked_fill(~there, -1)
-    counts = [plan.kept.shape[1]] * len(kept) if plan.lengths is None else plan.lengths.tolist()
-    merge = None if plan.merge is None else (columns, plan.merge, columns_of(images))
-    return Stage(kept, None if bool(exists.all()) else exists, images, ordinal, counts, local.int(), merge)
+    merge = None if plan.merge is None else (columns, plan.merge, columns_of(images, max(counts)))
+    exists = exists if min(lengths) < max(lengths) else None
+    return Stage(kept, exists, images, ordinal, counts, local.int(), merge)
