@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..ops import gated_attention
 
-NAME = "budgetprune"
+NAME, TOWER = "budgetprune", "budgetprune_tower"
 ROWS = 16  # queries of rows_received at a time
 
 # The encoder call in progress in this context, or None: it is shown queries and keys of tapped layers.
@@ -49,24 +49,32 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
             raise ValueError(f"attention dropout must be 0 where gates act inside attention, got {dropout}")
         gate, mask = budgetprune_gate
         return gated_attention(query, key, value, gate, mask=mask, causal=True, scale=scaling).transpose(1, 2), None
-    probe = budgetprune_probe or encoding.get()
-    if probe is not None:
-        probe(module, query, key, **kwargs)
+    if budgetprune_probe is not None:
+        budgetprune_probe(module, query, key, **kwargs)
     untapped = Untapped(module)
     eager = sys.modules[type(module).__module__].eager_attention_forward
     real = ALL_ATTENTION_FUNCTIONS.get_interface(untapped.config._attn_implementation, eager)
     return real(untapped, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
+def tower_attention(module, query, key, value, attention_mask, **kwargs):
+    """The attention function of a tapped layer of the tower, which the encoder call in progress is shown.
+
+    No part of `attention`: torch.compile cannot look into context variables, and the decoder's layers need none.
+    """
+    return attention(module, query, key, value, attention_mask, budgetprune_probe=encoding.get(), **kwargs)
+
+
 AttentionInterface.register(NAME, attention)
+AttentionInterface.register(TOWER, tower_attention)
 
 
-def tap(module) -> None:
-    """Routes an attention module through `attention`. Tapping twice changes nothing."""
+def tap(module, name: str = NAME) -> None:
+    """Routes an attention module through `attention`, or `tower_attention`. Tapping twice changes nothing."""
     if getattr(module.config, "budgetprune_base", None) is None:
         tapped = copy.copy(module.config)
         tapped.budgetprune_base = module.config
-        tapped._attn_implementation = NAME
+        tapped._attn_implementation = name
         module.config = tapped
 
 

@@ -207,7 +207,7 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
             if before:
                 handles.append(family.projector(model).register_forward_pre_hook(project))
             if method.needs & {"attention", "keys"}:
-                attention.tap(family.tower_attention(model, method.tower_layer))
+                attention.tap(family.tower_attention(model, method.tower_layer), attention.TOWER)
             if method.trainable:
                 for block in family.decoder(model).layers:
                     attention.tap(block.self_attn)

@@ -9,6 +9,7 @@ from transformers.masking_utils import create_causal_mask
 from ..ops import attention_received, gather_tokens, merge_tokens
 from ..plan import TokenPlan
 from ..selectors import Selector, TokenView
+from ..selectors.base import equal
 from .attention import rows_received
 
 
@@ -234,7 +235,7 @@ class DecoderState:
             raise ValueError(f"{selector.name}.plan must keep {left} image tokens, got {plan.kept.shape[1]} columns")
         stage = self.stages[depth] = _stage(seen, columns, plan, left, [n + k for n, k in zip(self.words, left)])
         # Of merged tokens, those that gave them their place.
-        lengths = None if len(set(stage.counts)) == 1 else torch.tensor(stage.counts, device=hidden.device)
+        lengths = None if equal(left) else torch.tensor(left, device=hidden.device)
         self.plans.append(plan if len(self.layers) == 1 else TokenPlan(stage.ordinal, lengths=lengths))
         self.pruner.record(self.plans[-1], stages=tuple(self.plans))
         if len(self.stages) == len(self.layers):
@@ -254,5 +255,5 @@ def _stage(seen: Stage, columns: Tensor, plan: TokenPlan, counts: list[int], len
     kept = seen.kept.gather(1, local.clamp_min(0)).masked_fill(~exists, -1)
     ordinal = seen.ordinal.gather(1, plan.kept.long().clamp_min(0)).masked_fill(~there, -1)
     merge = None if plan.merge is None else (columns, plan.merge, columns_of(images, max(counts)))
-    exists = exists if min(lengths) < max(lengths) else None
+    exists = None if equal(lengths) else exists
     return Stage(kept, exists, images, ordinal, counts, local.int(), merge)

@@ -105,7 +105,7 @@ class Selector:
         score = self.score(view)
         if view.valid is not None:
             score = score.masked_fill(~view.valid, -torch.inf)
-        return ragged(select_topk(score, keep[0] if len(set(keep)) == 1 else keep), keep)
+        return ragged(select_topk(score, keep[0] if equal(keep) else keep), keep)
 
     # Methods inside the language model act before one decoder layer or several. Each time is a stage: it gets a view
     # of the image tokens that are still there, and plans which of them the next layers see. A stage that merges lists
@@ -152,8 +152,12 @@ class Selector:
 
 def ragged(kept: Tensor, counts: list[int]) -> TokenPlan:
     """A plan without merging, from kept positions and host counts."""
-    full = len(set(counts)) <= 1
-    return TokenPlan(kept, lengths=None if full else torch.tensor(counts, device=kept.device))
+    return TokenPlan(kept, lengths=None if equal(counts) else torch.tensor(counts, device=kept.device))
+
+
+def equal(counts: list[int]) -> bool:
+    """Whether all counts are one. Not by a set of them: torch.compile would make a graph for every count."""
+    return all(count == counts[0] for count in counts)
 
 
 def spread(at: tuple[float, ...], depth: int) -> tuple[int, ...]:
