@@ -7,7 +7,7 @@ is made by the model from its own, unchanged config, so padding is never lost.
 
 import copy
 import sys
-from contextvars import ContextVar
+from threading import local
 
 import torch
 from torch import Tensor
@@ -19,8 +19,14 @@ from ..ops import gated_attention
 NAME, TOWER = "budgetprune", "budgetprune_tower"
 ROWS = 16  # queries of rows_received at a time
 
-# The encoder call in progress in this context, or None: it is shown queries and keys of tapped layers.
-encoding: ContextVar = ContextVar("budgetprune_encoding", default=None)
+
+class InProgress(local):
+    """The encoder call in progress in this thread, or None. No context variable: torch.compile cannot look into one."""
+
+    call = None
+
+
+encoding = InProgress()
 
 
 class Untapped:
@@ -58,11 +64,8 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
 
 
 def tower_attention(module, query, key, value, attention_mask, **kwargs):
-    """The attention function of a tapped layer of the tower, which the encoder call in progress is shown.
-
-    No part of `attention`: torch.compile cannot look into context variables, and the decoder's layers need none.
-    """
-    return attention(module, query, key, value, attention_mask, budgetprune_probe=encoding.get(), **kwargs)
+    """The attention function of a tapped layer of the tower: the encoder call in progress is shown queries and keys."""
+    return attention(module, query, key, value, attention_mask, budgetprune_probe=encoding.call, **kwargs)
 
 
 AttentionInterface.register(NAME, attention)

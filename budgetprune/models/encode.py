@@ -37,11 +37,11 @@ class Encoding:
         """The encoder on the images (or videos) of one medium; hooks find this call meanwhile."""
         self.medium = medium
         self.probes[medium] = Probe(self.family.has_cls(self.model), self.selector.one_head)
-        token = attention.encoding.set(self)
+        before, attention.encoding.call = attention.encoding.call, self
         try:
             return self.encoder(medium)
         finally:
-            attention.encoding.reset(token)
+            attention.encoding.call = before
 
     def encoder(self, medium: str):
         return self.family.encode(self.model, medium, self.inputs)
@@ -207,9 +207,10 @@ class BehindEncoder(Encoding):
         return len(getattr(next(iter(outputs.values())), "deepstack_features", None) or ())
 
 
+@torch.compiler.disable  # as the model's own hook is: a projector that is compiled by itself begins behind it
 def project(module, args):
     """Forward pre-hook of the projector."""
-    call = attention.encoding.get()
+    call = attention.encoding.call
     return None if call is None or not call.before_projector else (call.features(args[0]), *args[1:])
 
 
