@@ -146,6 +146,14 @@ def _stage(state, module, hidden, kwargs):
 _stage_apart = torch.compiler.disable(_stage)
 
 
+def forget_positions(module, args, kwargs):
+    """Forward pre-hook of every decoder layer behind a method that leaves gaps in the position ids. In a batch of one
+    flash attention looks for packed sequences there, and reads the ids back from the device in every layer."""
+    if kwargs.pop("budgetprune_gaps", False):
+        kwargs["position_ids"] = None  # cos and sin are made already
+    return args, kwargs
+
+
 def leave(module, args, kwargs, output):
     """Forward hook of the last decoder layer: back to the prompt's length, zeros where tokens were dropped,
     so that logits, labels and loss keep their shapes."""

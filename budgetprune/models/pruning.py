@@ -208,8 +208,12 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
                 handles.append(family.projector(model).register_forward_pre_hook(project))
             if method.needs & {"attention", "keys"}:
                 attention.tap(family.tower_attention(model, method.tower_layer), attention.TOWER)
+            layers = family.decoder(model).layers
+            if method.positions == "original":
+                handles += [block.register_forward_pre_hook(decoder.forget_positions, with_kwargs=True)
+                            for block in layers]
             if method.trainable:
-                for block in family.decoder(model).layers:
+                for block in layers:
                     attention.tap(block.self_attn)
         handles.append(model.register_forward_pre_hook(_before_forward, with_kwargs=True))
     except Exception:
@@ -258,9 +262,10 @@ def _before_forward(model, args, kwargs):
     pruner = model.budget_pruner
     if pruner.selector.place == "llm":
         return (), decoder.find_prompt(model, pruner, kwargs)
-    family, given = pruner.family(model), kwargs.get("mm_encoder_outputs")
+    family, given, own = pruner.family(model), kwargs.get("mm_encoder_outputs"), None
     if not given and any(kwargs.get(pixels) is not None for pixels in family.media.values()):
         inputs = {name: value for name, value in kwargs.items() if value is not None}
+        own = inputs.get("position_ids")  # those may say that sequences are packed
         gates = pruner.selector.trainable and model.training and torch.is_grad_enabled()
         kwargs = encode(model, inputs, gates=gates)
         if gates:  # every token in every layer: a second method waits
@@ -274,6 +279,8 @@ def _before_forward(model, args, kwargs):
             kwargs["attention_mask"] = torch.ones_like(ids)
     if given:
         kwargs = _one_tensor_each(family, kwargs)
+        if pruner.selector.positions == "original" and own is None and not family.mrope:
+            kwargs["budgetprune_gaps"] = True
     return (), kwargs if pruner.inside is None else decoder.find_prompt(model, pruner.inside, kwargs)
 
 

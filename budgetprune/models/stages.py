@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers.masking_utils import create_causal_mask
 
 from ..ops import attention_received, gather_tokens, merge_tokens
@@ -62,15 +63,25 @@ class Stage:
     def prepare(self, module, hidden: Tensor, cache, embeddings, own: Tensor | None) -> None:
         """Positions and mask of the prompt itself, which every layer of the stage shares.
 
-        own: the mask [B, 1, L, S] of the layers before, where causality is not all there is to it.
+        own: the mask [B, 1, L, S] of the whole prompt, where causality is not all there is to it.
         """
         cos_sin = (e.expand(len(hidden), -1, -1) for e in embeddings)
         self.position_embeddings = tuple(gather_tokens(e, self.kept).tokens for e in cos_sin)
-        self.attention_mask = _mask(module, hidden, cache, self.exists) if own is None else self._narrowed(own)
+        if own is None or len(own.shape) == 2:  # flash attention is told what exists, and nothing else
+            self.attention_mask = _mask(module, hidden, cache, self.exists)
+        else:
+            self.attention_mask = self._narrowed(own)
 
-    def _narrowed(self, own: Tensor) -> Tensor:
+    def _narrowed(self, own):
         """Rows and columns of a mask at what stays; columns of a static cache that are still empty follow."""
-        where, there = self.local.long().clamp_min(0), self.local >= 0
+        where, there = self.kept.long().clamp_min(0), self.kept >= 0
+        if not isinstance(own, Tensor):  # flex attention's
+
+            def seen(b, h, row, column):
+                before = own.mask_mod(b, h, where[b, row], where[b, column])
+                return (before & there[b, row] & there[b, column]) | (row == column)
+
+            return create_block_mask(seen, len(where), None, self.width, self.width, device=where.device)
         hidden = torch.finfo(own.dtype).min if own.is_floating_point() else False
         seen = 0 if own.is_floating_point() else True
         rows = own.expand(len(where), -1, -1, -1).gather(2, where[:, None, :, None].expand(-1, 1, -1, own.shape[3]))
@@ -103,6 +114,9 @@ class Stage:
 
 
 def _mask(module, hidden, cache, mask):
+    if mask is None and getattr(cache, "is_compileable", False):  # flash attention would see its empty columns
+        seen = int(cache.get_seq_length(module.self_attn.layer_idx)) + hidden.shape[1]
+        mask = torch.ones(len(hidden), seen, dtype=torch.bool, device=hidden.device)
     config = getattr(module.self_attn.config, "budgetprune_base", None) or module.self_attn.config
     return create_causal_mask(config=config, inputs_embeds=hidden, attention_mask=mask, past_key_values=cache,
                               position_ids=None, layer_idx=module.self_attn.layer_idx)

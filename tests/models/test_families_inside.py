@@ -27,21 +27,26 @@ def stay_of(inputs, plan):
     return stay
 
 
-def masked_logits(model, inputs, stay, layer):
-    """The stock model, but from `layer` on nothing attends to the columns that do not stay."""
+def masked_logits(model, inputs, stages):
+    """The stock model, but from each stage's layer on nothing attends to the columns that do not stay.
+
+    stages: {layer: [B, L] bool}.
+    """
     def narrow(module, args, kwargs):
-        own, length = kwargs["attention_mask"], stay.shape[1]
+        stay = [left for layer, left in stages.items() if module.self_attn.layer_idx >= layer][-1]
+        own, length, device = kwargs["attention_mask"], stay.shape[1], stay.device
         exists = inputs["attention_mask"].bool()
         if own is None:
-            seen = torch.ones(length, length, dtype=torch.bool).tril() & exists[:, None]
+            seen = torch.ones(length, length, dtype=torch.bool, device=device).tril() & exists[:, None]
             seen = seen[:, None]
         else:
             seen = own if own.dtype == torch.bool else own == 0
-        seen = (seen & stay[:, None, None]) | torch.eye(length, dtype=torch.bool)
-        return args, {**kwargs, "attention_mask": torch.where(seen, 0.0, torch.finfo(torch.float32).min)}
+        seen = (seen & stay[:, None, None]) | torch.eye(length, dtype=torch.bool, device=device)
+        mask = torch.zeros(seen.shape, dtype=args[0].dtype, device=device)
+        return args, {**kwargs, "attention_mask": mask.masked_fill(~seen, torch.finfo(mask.dtype).min)}
 
     handles = [block.register_forward_pre_hook(narrow, with_kwargs=True)
-               for block in family_of(model).decoder(model).layers[layer:]]
+               for block in family_of(model).decoder(model).layers[min(stages):]]
     try:
         return model(**inputs, use_cache=False).logits
     finally:
@@ -69,11 +74,24 @@ def test_fastv_equals_the_model_that_hides_what_is_dropped(name, attention, padd
         out = model(**inputs, use_cache=True)
         stay = stay_of(inputs, pruning.plan)
         assert pruning.plan.counts() == [5, 3]
-    expected = masked_logits(model, inputs, stay, layer)
+    expected = masked_logits(model, inputs, {layer: stay})
     torch.testing.assert_close(out.logits[stay], expected[stay], atol=2e-4, rtol=2e-4)
     full, longest = stay.shape[1], int(stay.sum(1).max())
     lengths = [out.past_key_values.get_seq_length(i) for i in range(4)]
     assert lengths == [full] * layer + [longest] * (4 - layer)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_every_stage_hides_what_it_drops_and_what_was_dropped_before(name, padding):
+    model = make_model(name)
+    inputs, _ = make_inputs(name, model, images=(2, 1), padding=padding)
+    with budgetprune.prune(model, "pyramiddrop", keep=[5, 2]) as pruning:
+        logits = model(**inputs, use_cache=False).logits
+        layers = pruning.selector.layers(4)
+        stages = {layer: stay_of(inputs, plan) for layer, plan in zip(layers, pruning.stages, strict=True)}
+    stay = stages[layers[-1]]
+    torch.testing.assert_close(logits[stay], masked_logits(model, inputs, stages)[stay], atol=2e-4, rtol=2e-4)
 
 
 @torch.no_grad()
@@ -87,7 +105,7 @@ def test_generation_with_fastv_says_what_one_forward_says(name, layer):
         static = model.generate(**inputs, **GREEDY, cache_implementation="static", disable_compile=True)
     assert torch.equal(static, tokens)
     stay = torch.cat([stay, torch.ones(2, 4, dtype=torch.bool)], 1)
-    logits = masked_logits(model, longer(inputs, tokens[:, :-1]), stay, layer)[:, -5:]
+    logits = masked_logits(model, longer(inputs, tokens[:, :-1]), {layer: stay})[:, -5:]
     logits[..., [IMAGE, VIDEO]] = -torch.inf
     assert torch.equal(logits.argmax(-1), tokens[:, -5:])
 
@@ -130,5 +148,5 @@ def test_fastv_ranks_image_and_video_together(name):
     with budgetprune.prune(model, "fastv", keep=7, layer=1) as pruning:
         logits = model(**inputs, use_cache=False).logits
         stay = stay_of(inputs, pruning.plan)
-    expected = masked_logits(model, inputs, stay, 1)
+    expected = masked_logits(model, inputs, {1: stay})
     torch.testing.assert_close(logits[stay], expected[stay], atol=2e-4, rtol=2e-4)
