@@ -9,7 +9,7 @@ from budgetprune.models.base import family_of
 
 VISION = {"uniform": [3, 2], "prumerge": [3, 2], "visionzip": [3, 2]}
 INSIDE = {"fastv": [3, 2], "uniform+fastv": ([6, 5], [3, 2])}
-GREEDY = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [IMAGE, VIDEO]}
+GREEDY = {"max_new_tokens": 2, "do_sample": False, "suppress_tokens": [IMAGE, VIDEO]}
 
 
 class Graphs:
@@ -40,9 +40,7 @@ def counted(model, part, inputs):
     try:
         logits = model(**inputs).logits
         once = len(graphs.sizes)
-        model(**inputs)  # layers that are compiled one by one may share a graph only now
-        settled = len(graphs.sizes)
-        assert torch.equal(model(**inputs).logits, logits) and len(graphs.sizes) == settled, "every call compiles anew"
+        assert torch.equal(model(**inputs).logits, logits) and len(graphs.sizes) == once, "the second call compiles"
     finally:
         part._compiled_call_impl = None
     return once, logits
@@ -94,19 +92,17 @@ def test_pruning_inside_the_language_model_adds_no_graph_to_a_compiled_model(lla
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name, method, more", [("llava", "pyramiddrop", 0), ("qwen2_5_vl", "fastv", 0),
-                                                ("paligemma", "fastv", 0), ("qwen3_vl", "fastv", 2)])
-def test_a_compiled_language_model_has_few_graphs_more(name, method, more):
-    """Qwen3-VL is broken up by its own deepstack, and what that adds behind a stage is no part of its graphs."""
+@pytest.mark.parametrize("name, method", [("llava", "pyramiddrop"), ("qwen2_5_vl", "fastv")])
+def test_a_language_model_that_is_compiled_by_itself_stays_one_graph(name, method):
+    """With one stage or several, and with several position ids for each token."""
     model = make_model(name)
     inputs, _ = make_inputs(name, model)
     decoder = family_of(model).decoder(model)
-    own, _ = counted(model, decoder, inputs)
     with budgetprune.prune(model, method, keep=[3, 2]):
         expected = model(**inputs).logits
         found, logits = counted(model, decoder, inputs)
     assert torch.equal(logits, expected)
-    assert found <= own + more
+    assert found == 1
 
 
 @torch.no_grad()
