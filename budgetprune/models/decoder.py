@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import torch
 
-from . import attention
+from . import attention, notice
 from .stages import DecoderState
 from .turns import held
 
@@ -45,10 +45,23 @@ def _begun(model, pruner, ids, mask):
     if keep == counts:
         pruner.record(None)
         return None  # everything stays: not a bit may change
-    layers = pruner.selector.layers(len(family.decoder(model).layers))
+    decoder = family.decoder(model)
+    layers = pruner.selector.layers(len(decoder.layers))
     state = DecoderState.begin(pruner, layers, is_image, _exists(mask, ids.shape[1]), keep)
-    state.prefix_lm = family.prefix_lm
+    state.prefix_lm, state.norm = family.prefix_lm, decoder.norm
+    if notice.wanted(pruner):
+        _tell(pruner, model.config.get_text_config(), state)
     return state
+
+
+def _tell(pruner, config, state):
+    seen, rows = state.start.counts, [[] for _ in state.words]
+    for depth in range(config.num_hidden_layers):
+        seen = state.left.get(depth, seen)
+        for row, count, words in zip(rows, seen, state.words):
+            row.append(count + words)
+    whole = [count + words for count, words in zip(state.start.counts, state.words)]
+    notice.tell(pruner, config, len(rows), sum(state.start.counts), sum(seen), whole, rows)
 
 
 @torch.compiler.disable

@@ -1,6 +1,6 @@
 """What the stages of a prompt inside the language model decided: the columns and the mask of each layer."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from ..selectors import Selector, TokenView
 from ..selectors.base import equal
 from .attention import rows_received
 
+BEHIND = frozenset({"text_states", "text_keys"})  # read at every stage, in columns that only the prompt tells
+
 
 def columns_of(wanted: Tensor, longest: int) -> Tensor:
     """[B, N] int64, the columns where `wanted` [B, L] is True, ascending, -1 padded to the longest row's N."""
@@ -22,9 +24,21 @@ def columns_of(wanted: Tensor, longest: int) -> Tensor:
     return found.masked_fill(found == length, -1)
 
 
+def text_behind(images: Tensor, columns: Tensor, exists: Tensor | None) -> Tensor:
+    """[B, T] int64, the columns of the text behind the image tokens, which are at `columns`; -1 padded."""
+    is_text = ~images & (torch.arange(images.shape[1], device=images.device) > columns.amax(1, keepdim=True))
+    is_text = is_text if exists is None else is_text & exists
+    return columns_of(is_text, int(is_text.sum(1).max()))
+
+
 def rows_at(x: Tensor, columns: Tensor) -> Tensor:
     """x [B, L, C] at `columns` [B, N]; what stands in padding is column 0."""
     return x.gather(1, columns.clamp_min(0)[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _keys_at(keys: Tensor, columns: Tensor) -> Tensor:
+    where = columns.clamp_min(0)[:, None, :, None]
+    return keys.gather(2, where.expand(-1, keys.shape[1], -1, keys.shape[3]))
 
 
 @dataclass
@@ -127,7 +141,8 @@ class DecoderState:
     """One prompt whose later layers hold fewer tokens; as a probe it hears the attention layers before its stages.
 
     layers: where its stages are. left: {layer: image tokens of each sample from there on}. words: the other tokens of
-    each sample. tail: see Stage.step. traceable: whether the method reads nothing back either as it plans.
+    each sample. norm: the one behind the decoder's last layer. tail: see Stage.step. traceable: whether the method
+    reads nothing back either as it plans.
 
     All sizes are known before the first layer runs, only which columns they are is not. So no stage reads anything back
     from the device, and torch.compile may have it in the graph of the layers around it.
@@ -146,6 +161,7 @@ class DecoderState:
     stages: dict[int, Stage] = field(default_factory=dict)
     plans: list[TokenPlan] = field(default_factory=list)
     deep: dict[int, Tensor] = field(default_factory=dict)
+    norm: object = None
     prefix_lm: bool = False
     traceable: bool = False
     past: int = 0
@@ -166,7 +182,8 @@ class DecoderState:
         for number, layer in enumerate(layers):
             wanted = [max(1, pruner.selector.stage_keep(k, number, n)) if n else 0 for k, n in zip(keep, counts)]
             left[layer] = seen = [min(pair) for pair in zip(seen, wanted)]
-        traceable = type(pruner.selector).plan is Selector.plan
+        selector = pruner.selector
+        traceable = type(selector).plan is Selector.plan and not selector.needs & BEHIND
         return cls(pruner, layers, left, words, length, start, traceable=traceable)
 
     @property
@@ -180,9 +197,7 @@ class DecoderState:
         is_image, exists = self.start.images, self.start.exists
         images = columns_of(is_image, max(self.start.counts))
         column = torch.arange(self.length, device=is_image.device)
-        is_text = ~is_image & (column > images.amax(1, keepdim=True))
-        is_text = is_text if exists is None else is_text & exists
-        columns = columns_of(is_text, int(is_text.sum(1).max()))
+        columns = text_behind(is_image, images, exists)
         self.text, self.text_valid = rows_at(embeddings, columns), columns >= 0
         rows = self.pruner.selector.rows(TokenView(rows_at(embeddings, images), text=self.text,
                                                    text_valid=self.text_valid, valid=images >= 0))
@@ -224,26 +239,30 @@ class DecoderState:
             return
         seen, needs, received = self.before(depth), self.pruner.selector.needs, None
         keys = key[:, :, : seen.width]  # a static cache hands over columns that are still empty
+        listens = needs & {"keys", "text_keys"}
         if "attention" in needs and self.rows is None:
             received = attention_received(query, keys, rows="last", mask=seen.exists, scale=module.scaling)
         elif "attention" in needs:
             rows = self.rows.gather(1, seen.kept.clamp_min(0).long()) & (seen.kept >= 0)
             received = rows_received(query, keys, rows, exists=seen.exists, scale=module.scaling)
-        self.heard[depth] = received, keys.detach() if "keys" in needs else None
+        self.heard[depth] = received, keys.detach() if listens else None
 
     @torch.no_grad()
     def choose(self, depth: int, hidden: Tensor) -> Stage:
         """Plans, once, which columns stay from layer `depth` on, which would see `hidden`."""
         seen, selector, left = self.before(depth), self.pruner.selector, self.left[depth]
         received, keys = self.heard.pop(depth)
-        columns = columns_of(seen.images, max(seen.counts))
+        columns, states = columns_of(seen.images, max(seen.counts)), hidden.detach()
+        if selector.normed:
+            states = self.norm(states)
         if received is not None:
             received = received.gather(1, columns.clamp_min(0))
-        if keys is not None:
-            where = columns.clamp_min(0)[:, None, :, None]
-            keys = keys.gather(2, where.expand(-1, keys.shape[1], -1, keys.shape[3]))
-        view = TokenView(rows_at(hidden.detach(), columns), attention=received, keys=keys, text=self.text,
-                         text_valid=self.text_valid, valid=columns >= 0)
+        view = TokenView(rows_at(states, columns), attention=received, text=self.text, text_valid=self.text_valid,
+                         keys=None if keys is None else _keys_at(keys, columns), valid=columns >= 0)
+        if selector.needs & BEHIND:
+            text = text_behind(seen.images, columns, seen.exists)
+            view = replace(view, text_states=rows_at(states, text), text_valid=text >= 0,
+                           text_keys=None if keys is None else _keys_at(keys, text))
         plan = selector.plan(view, left)
         if plan.kept.shape[1] != max(left):
             raise ValueError(f"{selector.name}.plan must keep {left} image tokens, got {plan.kept.shape[1]} columns")
@@ -253,7 +272,7 @@ class DecoderState:
         self.plans.append(plan if len(self.layers) == 1 else TokenPlan(stage.ordinal, lengths=lengths))
         self.pruner.record(self.plans[-1], stages=tuple(self.plans))
         if len(self.stages) == len(self.layers):
-            self.pruner = self.text = self.text_valid = self.rows = None  # caches live on, and are copied
+            self.pruner = self.norm = self.text = self.text_valid = self.rows = None  # caches live on, and are copied
         return stage
 
 
