@@ -22,7 +22,8 @@ class QueryController(VisionTokenController):
             raise ValueError(f"query_dim must be at least 1, got {query_dim}")
         self.text_norm = nn.LayerNorm(text_dim)
         self.weigh = nn.Linear(text_dim, 1, bias=False)
-        self.query, self.key = nn.Linear(text_dim, query_dim), nn.Linear(vision_dim, query_dim)
+        self.query = nn.Linear(text_dim, query_dim)
+        self.key = nn.Linear(vision_dim, query_dim, bias=False)  # a bias would shift all logits alike, and choose nothing
         self.gain = nn.Parameter(torch.ones(()))
 
     def flops(self, tokens: int) -> int:

@@ -52,7 +52,8 @@ def test_the_loss_reaches_question_and_patches(llava):
         llava.train()(**batch).loss.backward()
         llava.eval()
         gradients = {name: p.grad for name, p in pruning.selector.controller.named_parameters()}
-    assert all(g is not None and g.abs().max() > 0 for g in gradients.values())
+    del gradients["head.2.bias"]  # it shifts all logits alike, and chooses nothing
+    assert all(g is not None and g.abs().max() > 1e-5 for g in gradients.values())
     llava.zero_grad()
 
 

@@ -54,7 +54,7 @@ def test_every_turn_says_what_one_forward_over_all_of_it_says(name, method):
         elif method != "uniform+fastv":
             logits = model(**whole).logits[:, prompt - tokens.shape[1] - 1:]
     if method == "fastv":
-        logits = masked_logits(model, whole, stay, 1)[:, prompt - 1:]
+        logits = masked_logits(model, whole, {1: stay})[:, prompt - 1:]
     if method == "uniform+fastv":  # the tests of each say what they keep; here the turns must only go on
         assert tokens.shape[1] == prompt + 18
         return

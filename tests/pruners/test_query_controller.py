@@ -33,7 +33,7 @@ def test_logits_are_those_of_the_formula():
         for n in range(N):
             hidden = gelu(p["head.0.weight"] @ (patches[n] + budget_b) + p["head.0.bias"])
             own = p["head.2.weight"][0] @ hidden + p["head.2.bias"][0] + p["position"][n]
-            meet = (p["key.weight"] @ patches[n] + p["key.bias"]) @ question / 5 ** 0.5
+            meet = (p["key.weight"] @ patches[n]) @ question / 5 ** 0.5
             assert float(got[b, n]) == pytest.approx(float(own + meet), abs=1e-4)
 
 
