@@ -79,7 +79,7 @@ def groups_of(tokens, grids, looks: Looks, pruner, draws: bool) -> list[Group]:
     groups = []
     for (_, grid), members in sizes.items():
         def pick(values, members=members):
-            return None if values is None else torch.stack([values[i] for i in members])
+            return None if values is None else torch.stack([values[i] for i in members]).to(tokens[0].device)
 
         whole = isinstance(tokens, Tensor) and len(sizes) == 1
         x, keys = tokens if whole else pick(tokens), pick(looks.keys)

@@ -176,7 +176,7 @@ def leave(module, args, kwargs, output):
     hidden = output[0] if isinstance(output, tuple) else output
     hidden = state.with_deep(module.self_attn.layer_idx, hidden)
     whole = hidden.new_zeros(len(hidden), state.length + 1, hidden.shape[-1])
-    kept = state.at(module.self_attn.layer_idx).kept
+    kept = state.at(module.self_attn.layer_idx).kept.to(hidden.device)
     where = kept.long().remainder(state.length + 1)[..., None].expand_as(hidden)
     hidden = whole.scatter(1, where, hidden)[:, : state.length]
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -240,7 +240,7 @@ def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dic
         is_media = ids == family.token_ids(model)[medium]
         check_placeholders(is_media, lengths, medium)
         if call.copies is not None:
-            times = times.masked_scatter(is_media, call.copies[start:start + sum(lengths)].to(times.dtype))
+            times = times.masked_scatter(is_media, call.copies[start:start + sum(lengths)].to(times))
         start += sum(lengths)
     used = {*family.media.values(), *family.encoder_arguments}
     rest = {name: value for name, value in inputs.items() if name not in used}
@@ -271,6 +271,6 @@ def sequence_gate(inputs: dict, token_ids: dict, call: Encoding) -> tuple[Tensor
     full = torch.ones(ids.shape, dtype=call.gate[0].dtype, device=ids.device)
     for medium, lengths in call.lengths.items():
         own = call.gate[start:start + len(lengths)]
-        full = full.masked_scatter(ids == token_ids[medium], torch.cat(own))
+        full = full.masked_scatter(ids == token_ids[medium], torch.cat(own).to(full))
         start += len(lengths)
     return full, None if mask is None else mask.bool()

@@ -23,7 +23,7 @@ class QueryController(VisionTokenController):
         self.text_norm = nn.LayerNorm(text_dim)
         self.weigh = nn.Linear(text_dim, 1, bias=False)
         self.query = nn.Linear(text_dim, query_dim)
-        self.key = nn.Linear(vision_dim, query_dim, bias=False)  # a bias would shift all logits alike, and choose nothing
+        self.key = nn.Linear(vision_dim, query_dim, bias=False)  # a bias would shift all logits alike
         self.gain = nn.Parameter(torch.ones(()))
 
     def flops(self, tokens: int) -> int:
