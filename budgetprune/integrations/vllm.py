@@ -55,7 +55,7 @@ class PrunedLlava(LlavaForConditionalGeneration):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.pruner = pruner
         if pruner.looks and isinstance(self.vision_tower, CLIPVisionModel):  # else this process encodes no images
-            _deepen(self.vision_tower, config.vision_config, vllm_config.quant_config, prefix)
+            _deepen(self.vision_tower, config.vision_config, vllm_config.quant_config, prefix, self._looked_into)
 
     def _process_image_pixels(self, inputs) -> torch.Tensor:
         if self.pruner.looks:
@@ -70,13 +70,18 @@ class PrunedLlava(LlavaForConditionalGeneration):
         return self.pruner(features, self._grid)
 
     @property
+    def _looked_into(self) -> int:
+        """Number of the tower's block that the method looks into, from 0."""
+        return self.config.vision_config.num_hidden_layers + self.pruner.layer
+
+    @property
     def _grid(self):
         vision = self.config.vision_config
         return (vision.image_size // vision.patch_size,) * 2
 
     def _look(self, pixels):
         """What the tower gives, its grid, queries and keys [B, H, P + N, D] of the block that the method looks into."""
-        attention = self.vision_tower.vision_model.encoder.layers[self.pruner.layer].self_attn
+        attention = self.vision_tower.vision_model.encoder.layers[self._looked_into].self_attn
         seen = []
         handle = attention.register_forward_pre_hook(
             lambda module, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
@@ -92,10 +97,10 @@ class PrunedLlava(LlavaForConditionalGeneration):
         return features, self._grid, queries, keys
 
 
-def _deepen(tower: CLIPVisionModel, config, quant_config, prefix: str) -> None:
-    """Adds the blocks behind the feature layer, which vLLM leaves out: a method may look into the last one."""
+def _deepen(tower: CLIPVisionModel, config, quant_config, prefix: str, last: int) -> None:
+    """Adds blocks behind the feature layer, which vLLM leaves out, up to number `last`, which the method looks into."""
     blocks = tower.vision_model.encoder.layers
     name = f"{prefix}." if prefix else ""
-    while len(blocks) < config.num_hidden_layers:
+    while len(blocks) <= last:
         blocks.append(CLIPEncoderLayer(config, quant_config, attn_cls=MMEncoderAttention,
                                        prefix=f"{name}vision_tower.vision_model.encoder.layers.{len(blocks)}"))

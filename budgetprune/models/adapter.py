@@ -28,7 +28,8 @@ def save_pretrained(model: nn.Module, folder) -> None:
     pruners = [pruner] if pruner.inside is None else [pruner, pruner.inside]
     keep = [one.budget.keep if one.budget else None for one in pruners]
     config = {"method": "+".join(one.selector.name for one in pruners), "train_keep": pruner.train_keep,
-              "options": pruner.selector.options(), "keep": keep[0], "positions": pruner.positions}
+              "options": pruner.selector.options(), "keep": keep[0], "positions": pruner.asked_positions,
+              "seed": pruner.seed}
     if pruner.inside is not None:  # options may have the same names in both
         config |= {"options": [one.selector.options() for one in pruners], "keep": keep}
     replace_file(folder / CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
@@ -49,7 +50,7 @@ def from_pretrained(model: nn.Module, folder, *, keep=None) -> Pruning:
         method, options = tuple(build(name, **own) for name, own in zip(method.split("+"), options)), {}
     pruning = prune(model, method, keep=keep if keep is not None else saved,
                     train_keep=config["train_keep"] and tuple(config["train_keep"]), positions=config.get("positions"),
-                    **options)
+                    seed=config.get("seed", 0), **options)
     try:
         load_weights(model, folder)
     except BaseException:

@@ -23,13 +23,23 @@ def find_prompt(model, pruner, kwargs: dict) -> dict:
     device costs torch.compile a graph wherever it stands between two parts of the model.
     """
     ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
+    family = pruner.family(model)
+    media = [name for name in (*family.media.values(), "mm_encoder_outputs") if kwargs.get(name) is not None]
+    if media and ids is None:
+        raise ValueError(f"input_ids must be given with {media[0]}: a pruned model finds its image tokens there")
     if held(cache):
-        state, new = getattr(cache, "budgetprune_state", None), kwargs.get("inputs_embeds") if ids is None else ids
+        state = getattr(cache, "budgetprune_state", None)
+        if media and state is None and ids.shape[1] > 1 and bool(family.is_placeholder(model, ids).any()):
+            raise ValueError(f"past_key_values must be empty where images come, got {held(cache)} tokens: "
+                             f"{pruner.selector.name} takes tokens from a prompt that it sees from its beginning; pass "
+                             "the whole conversation and an empty cache")
+        new = kwargs.get("inputs_embeds") if ids is None else ids
         if state is not None and new is not None:
-            kwargs["budgetprune_state"] = _continued(state, pruner.family(model).decoder(model), new, kwargs)
+            kwargs["budgetprune_state"] = _continued(state, family.decoder(model), new, kwargs)
         return kwargs
     if getattr(cache, "budgetprune_state", None) is not None:
         del cache.budgetprune_state  # of another prompt, before the cache was reset
+    pruner.record(None)
     state = None if ids is None else _begun(model, pruner, ids, kwargs.get("attention_mask"))
     return kwargs if state is None else {**kwargs, "budgetprune_begun": state}
 
@@ -43,7 +53,6 @@ def _begun(model, pruner, ids, mask):
         return None
     keep = _keep(pruner, counts)
     if keep == counts:
-        pruner.record(None)
         return None  # everything stays: not a bit may change
     decoder = family.decoder(model)
     layers = pruner.selector.layers(len(decoder.layers))

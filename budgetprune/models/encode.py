@@ -24,7 +24,7 @@ class Encoding:
         self.pruner = model.budget_pruner
         self.selector = self.pruner.selector
         # Then an output token must stand where the token was that it is made of.
-        self.in_place = self.pruner.positions == "original"
+        self.in_place = self.pruner.positions(family) == "original"
         self.keeps_cls = family.keeps_cls(model, inputs)
         self.probes: dict[str, Probe] = {}
         self.lengths: dict[str, list[int]] = {}
@@ -248,7 +248,7 @@ def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dic
         rest["position_ids"] = family.position_ids(model, inputs)
     if call.copies is not None:
         pad = model.config.get_text_config().pad_token_id or 0
-        rest, index, valid = shrink(rest, times, positions=pruner.positions, pad_token_id=pad,
+        rest, index, valid = shrink(rest, times, positions=pruner.positions(family), pad_token_id=pad,
                                     first_position=0 if generating else family.first_position)
         pruner.record(call.plan, index, valid)
         if notice.wanted(pruner):

@@ -14,6 +14,7 @@ from .base import Family, family_of
 from .encode import encode, project
 from .generation import forward_names, generate
 from .placement import device_of, divided_like, refuse_sharded, whole
+from .turns import held
 
 
 class Pruner(nn.Module):
@@ -26,7 +27,7 @@ class Pruner(nn.Module):
     def __init__(self, selector: Selector, keep, train_keep: tuple[int, int] | None, seed: int, inside=None,
                  positions: str | None = None):
         super().__init__()
-        self.selector, self.inside, self.positions = selector, inside, positions or selector.positions
+        self.selector, self.inside, self.asked_positions = selector, inside, positions
         self.set_keep(keep)
         self.set_train_keep(train_keep)
         self.seed, self.offset, self.noise = seed, 0, True
@@ -34,6 +35,10 @@ class Pruner(nn.Module):
         self.stages: tuple[TokenPlan, ...] = ()
         self.index: Tensor | None = None
         self.valid: Tensor | None = None
+
+    def positions(self, family: Family) -> str:
+        """Which position ids stay: those asked for, or the method's; places in the image always stay as they are."""
+        return "original" if family.mrope else self.asked_positions or self.selector.positions
 
     @property
     def llm(self):
@@ -195,7 +200,7 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
         refuse_sharded(model, method.name)
         method.bind(width, patches, model.get_input_embeddings().embedding_dim)
     inside = None if second is None else Pruner(second, pair_of(keep)[1], None, seed)
-    pruner = Pruner(method, keep, train_keep, seed, inside, "original" if family.mrope else positions)
+    pruner = Pruner(method, keep, train_keep, seed, inside, positions)
     # Not to the model's dtype: a float16 controller cannot be trained, and a bfloat16 one is another one.
     pruner.to(device=device_of(family.tower_attention(model, -1))).train(model.training)
 
@@ -209,7 +214,7 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
             if method.needs & {"attention", "keys"}:
                 attention.tap(family.tower_attention(model, method.tower_layer), attention.TOWER)
             layers = family.decoder(model).layers
-            if method.positions == "original":
+            if pruner.positions(family) == "original":
                 handles += [block.register_forward_pre_hook(decoder.forget_positions, with_kwargs=True)
                             for block in layers]
             if method.trainable:
@@ -277,9 +282,11 @@ def _before_forward(model, args, kwargs):
         if ours and kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None:
             # Gaps in position ids without mask and cache would be read as several packed sequences.
             kwargs["attention_mask"] = torch.ones_like(ids)
+        if not given and not held(kwargs.get("past_key_values")):
+            pruner.record(None)  # a prompt without images
     if given:
         kwargs = _one_tensor_each(family, kwargs)
-        if pruner.selector.positions == "original" and own is None and not family.mrope:
+        if pruner.positions(family) == "original" and own is None and not family.mrope:
             kwargs["budgetprune_gaps"] = True
     return (), kwargs if pruner.inside is None else decoder.find_prompt(model, pruner.inside, kwargs)
 

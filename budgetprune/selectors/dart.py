@@ -25,7 +25,8 @@ class DART(Selector):
     first taking one more where that does not come out (published: ceil(K / 8) for each, so that more than K stay, and
     in LLaVA floor(K / 8)). Pivots take turns by falling norm, those of the image first (published: in the order of a
     Python set). With fewer than P tokens to keep, all are the image's pivots. The published code takes one sample at a
-    time, its image at a fixed place.
+    time, its image at a fixed place. Norms are of rotated keys, as published, so they depend on where a prompt begins:
+    forward() with padding on the left needs position_ids for rows to choose as they would alone; generate() makes them.
     """
 
     name = "dart"
@@ -56,7 +57,7 @@ class DART(Selector):
         rest, turn = counts - is_first.sum(1, keepdim=True), is_judge.long().cumsum(1) - 1
         count = is_judge.sum(1, keepdim=True).clamp_min(1)
         shares = (rest // count + (turn < rest % count)).masked_fill(~is_judge, 0)
-        most = max(-(-k // min(self.pivots, k)) for k in keep)  # no share is larger
+        most = max((-(-k // min(self.pivots, k)) for k in keep if k), default=1)  # no share is larger
         unlike = -(judges @ unit.transpose(1, 2))
         kept = TokenPlan(first.masked_fill(~is_first, -1)).mask(n)
         for share, each in zip(shares.T.int().contiguous(), unlike.unbind(1)):

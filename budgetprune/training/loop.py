@@ -108,6 +108,8 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     out_dir = Path(out_dir)
     if resume and is_finished(out_dir, config):
         return from_pretrained(model, out_dir)
+    # What is wrong with the method shows here, before anything of an earlier run is replaced.
+    prune(model, config.method, keep=config.k_max, train_keep=(config.k_min, config.k_max), **config.options).remove()
     begin(out_dir, config, resume)
     trained, pruning = attach(model, config)
     arguments = TrainingArguments(

@@ -90,7 +90,7 @@ def test_processes_that_share_the_attention_heads_choose_the_same(images, one_pr
 
 
 def test_the_tower_is_as_deep_as_its_method_needs(one_process):
-    for method, blocks in (("uniform", 3), ("prumerge", 4)):
+    for method, blocks in (("uniform", 3), ("visionzip", 3), ("prumerge", 4)):
         model = encoder(configured(method=method, keep=6))
         assert len(model.vision_tower.vision_model.encoder.layers) == blocks
         assert model._tower_model_names == ["vision_tower", "multi_modal_projector"]

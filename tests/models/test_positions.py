@@ -52,7 +52,30 @@ def test_a_saved_pruner_keeps_its_numbering(tmp_path):
     with budgetprune.prune(model, "uniform", keep=4, positions="original") as pruning:
         pruning.save_pretrained(tmp_path)
     with budgetprune.from_pretrained(model, tmp_path):
-        assert model.budget_pruner.positions == "original"
+        assert model.budget_pruner.asked_positions == "original"
+
+
+def test_a_pruner_saved_without_a_wish_numbers_as_its_next_model_does(tmp_path):
+    with budgetprune.prune(make_model("llava"), "uniform", keep=4) as pruning:
+        pruning.save_pretrained(tmp_path)
+    model = make_model("qwen2_5_vl")
+    inputs, _ = make_inputs("qwen2_5_vl", model)
+    with budgetprune.from_pretrained(model, tmp_path) as pruning, torch.no_grad():
+        model(**inputs)
+        assert pruning.plan.counts() == [4, 4]
+
+
+@torch.no_grad()
+def test_a_saved_pruner_draws_as_it_did(tmp_path):
+    model = make_model("llava")
+    inputs, _ = make_inputs("llava", model)
+    with budgetprune.prune(model, "random", keep=4, seed=7) as pruning:
+        pruning.save_pretrained(tmp_path)
+        model(**inputs)
+        kept = pruning.plan.kept
+    with budgetprune.from_pretrained(model, tmp_path) as pruning:
+        model(**inputs)
+        assert torch.equal(pruning.plan.kept, kept)
 
 
 @pytest.mark.parametrize("name, method, positions, message", [

@@ -265,3 +265,36 @@ def test_wrong_use_of_a_pruned_model_is_refused(llava):
             llava(**short)
         with pytest.raises(ValueError, match="input_ids must be given with pixel_values"):
             llava(pixel_values=batch["pixel_values"], inputs_embeds=torch.zeros(2, 24, 64))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method, keep", [("uniform", 4), ("fastv", 4), ("uniform+fastv", (8, 4))])
+def test_images_without_input_ids_are_refused(llava, method, keep):
+    batch = make_batch()
+    embedded = llava.get_input_embeddings()(batch["input_ids"])
+    wanted = "input_ids must be given with pixel_values"
+    with budgetprune.prune(llava, method, keep=keep), pytest.raises(ValueError, match=wanted):
+        llava(inputs_embeds=embedded, attention_mask=batch["attention_mask"], pixel_values=batch["pixel_values"])
+
+
+@torch.no_grad()
+def test_images_behind_a_cached_text_are_refused_where_the_whole_prompt_is_needed(llava):
+    from transformers import DynamicCache
+
+    batch, cache = make_batch(), DynamicCache(config=llava.config.get_text_config())
+    with budgetprune.prune(llava, "fastv", keep=4):
+        llava(input_ids=torch.tensor([[1, 5, 6]] * 2), past_key_values=cache)
+        mask = torch.cat([torch.ones(2, 3, dtype=torch.long), batch["attention_mask"]], 1)
+        with pytest.raises(ValueError, match="past_key_values must be empty where images come, got 3 tokens: fastv"):
+            llava(input_ids=batch["input_ids"], attention_mask=mask, pixel_values=batch["pixel_values"],
+                  past_key_values=cache)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method, keep", [("uniform", 4), ("fastv", 4), ("uniform+fastv", (8, 4))])
+def test_a_prompt_without_images_leaves_no_plan_of_the_one_before(llava, method, keep):
+    with budgetprune.prune(llava, method, keep=keep) as pruning:
+        llava(**make_batch())
+        assert pruning.plan is not None
+        llava(input_ids=torch.tensor([[1, 5, 6]]))
+        assert pruning.plan is None and pruning.index is None and pruning.stages == ()

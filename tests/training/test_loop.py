@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -122,3 +123,14 @@ def test_a_method_without_weights_cannot_be_trained(tmp_path):
 def test_a_bad_configuration_is_refused_by_name(field, value, match):
     with pytest.raises(ValueError, match=match):
         TrainConfig(**{field: value})
+
+
+def test_a_method_that_cannot_be_made_leaves_the_finished_run_alone(tmp_path):
+    model = make_llava()
+    train_pruner(model, Stream(), tmp_path, CONFIG).remove()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    wrong = replace(CONFIG, options={"estimator": "typo"})
+    with pytest.raises(ValueError, match="estimator must be one of"):
+        train_pruner(model, Stream(), tmp_path, wrong, resume=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert "budget_pruner" not in model._modules
