@@ -10,20 +10,21 @@ import pytest
 import budgetprune
 
 PACKAGE = Path(budgetprune.__file__).parent
-BASE = {"budget", "plan"}
+BASE = {"budget", "checked", "plan"}
 MAY_IMPORT = {
-    "budget": set(),
+    "budget": {"checked"},
+    "checked": set(),
     "plan": set(),
     "cost": {"budget"},
     "ops": set(),
     "tasks": set(),
-    "pruners": {"ops", "budget"},
+    "pruners": {"ops", "budget", "checked"},
     "selectors": BASE | {"ops", "pruners"},
     "models": BASE | {"ops", "pruners", "selectors", "cost"},
     "training": BASE | {"models", "selectors", "pruners", "tasks", "cost"},
     "evaluation": BASE | {"models", "selectors", "tasks", "cost"},
     "doctor": {"ops", "training"},
-    "integrations": {"budget", "ops", "selectors"},
+    "integrations": {"budget", "checked", "ops", "selectors"},
     "demo": {"training", "evaluation", "selectors", "tasks"},
     "cli": {"demo", "doctor", "training", "evaluation", "selectors", "tasks", "cost"},
     "__main__": {"cli"},

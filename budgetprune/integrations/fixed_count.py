@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..budget import TokenBudget
+from ..checked import LARGEST_SEED, integer
 from ..ops import attention_received, gather_tokens, merge_tokens
 from ..selectors import Selector, TokenView, build
 
@@ -35,7 +36,8 @@ class FixedCount:
                              "choose a count itself")
         if not isinstance(keep, (int, float)):
             raise TypeError(f"keep must be one int or float for all images, got {keep!r}")
-        self.selector, self.budget, self.seed = selector, TokenBudget(keep), seed
+        self.selector, self.budget = selector, TokenBudget(keep)
+        self.seed = integer("seed", seed, most=LARGEST_SEED)
 
     @property
     def looks(self) -> bool:

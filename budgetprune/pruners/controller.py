@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..budget import TokenBudget
+from ..checked import flag, integer, number, one_of
 from ..ops import gumbel_topk, select_topk
 from .budget_embedding import BudgetEmbedding
 
@@ -19,6 +20,15 @@ class ControllerOutput(NamedTuple):
     logits: Tensor
     gate: Tensor
     kept: Tensor
+
+
+def options_of(tau: float, use_cls: bool, estimator: str, fusion: str, hidden_dim: int | None) -> dict:
+    """The options of a controller, checked; TypeError and ValueError name the one that is wrong."""
+    if not number("tau", tau) > 0:
+        raise ValueError(f"tau must be positive, got {tau}")
+    return {"tau": float(tau), "use_cls": flag("use_cls", use_cls),
+            "estimator": one_of("estimator", estimator, sorted(NOISE_OF)), "fusion": one_of("fusion", fusion, FUSIONS),
+            "hidden_dim": None if hidden_dim is None else integer("hidden_dim", hidden_dim, 1)}
 
 
 class VisionTokenController(nn.Module):
@@ -41,12 +51,7 @@ class VisionTokenController(nn.Module):
     def __init__(self, vision_dim: int, num_patches: int | None, tau: float = 5.0, use_cls: bool = True, *,
                  estimator: str = "race", fusion: str = "add", hidden_dim: int | None = None):
         super().__init__()
-        if estimator not in NOISE_OF:
-            raise ValueError(f"estimator must be one of {sorted(NOISE_OF)}, got {estimator!r}")
-        if fusion not in FUSIONS:
-            raise ValueError(f"fusion must be one of {FUSIONS}, got {fusion!r}")
-        if not tau > 0:
-            raise ValueError(f"tau must be positive, got {tau}")
+        options_of(tau, use_cls, estimator, fusion, hidden_dim)
         self.num_patches, self.tau, self.use_cls = num_patches, tau, use_cls
         self.estimator, self.fusion = estimator, fusion
         width = hidden_dim or vision_dim

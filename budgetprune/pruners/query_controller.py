@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..checked import integer
 from .controller import VisionTokenController
 
 
@@ -18,8 +19,7 @@ class QueryController(VisionTokenController):
 
     def __init__(self, vision_dim: int, num_patches: int | None, text_dim: int, *, query_dim: int = 64, **options):
         super().__init__(vision_dim, num_patches, **options)
-        if query_dim < 1:
-            raise ValueError(f"query_dim must be at least 1, got {query_dim}")
+        query_dim = integer("query_dim", query_dim, 1)
         self.text_norm = nn.LayerNorm(text_dim)
         self.weigh = nn.Linear(text_dim, 1, bias=False)
         self.query = nn.Linear(text_dim, query_dim)

@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import nn
 
 from ..pruners import VisionTokenController
+from ..pruners.controller import options_of
 from .base import Selector, TokenView, ragged
 
 
@@ -27,8 +28,8 @@ class Adaptive(nn.Module, Selector):
     def __init__(self, tau: float = 1.0, use_cls: bool = False, estimator: str = "race", fusion: str = "add",
                  hidden_dim: int | None = None):
         super().__init__()
-        self._options = {"tau": tau, "use_cls": use_cls, "estimator": estimator, "fusion": fusion,
-                         "hidden_dim": hidden_dim}
+        # Here already, and not only where the controller is made: nothing may have begun for a model by then.
+        self._options = options_of(tau, use_cls, estimator, fusion, hidden_dim)
         self.use_cls = use_cls
         self.controller = None
 

@@ -1,5 +1,6 @@
 """The trained pruner that hears the question."""
 
+from ..checked import integer
 from ..pruners import QueryController
 from .adaptive import Adaptive
 from .base import TokenView
@@ -21,7 +22,7 @@ class AdaptiveQuery(Adaptive):
     def __init__(self, tau: float = 1.0, use_cls: bool = False, estimator: str = "race", fusion: str = "add",
                  hidden_dim: int | None = None, query_dim: int = 64):
         super().__init__(tau, use_cls, estimator, fusion, hidden_dim)
-        self._options["query_dim"] = query_dim
+        self._options["query_dim"] = integer("query_dim", query_dim, 1)
 
     def bind(self, vision_dim, num_patches, text_dim):
         if self.controller is None:

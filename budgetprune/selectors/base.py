@@ -2,12 +2,15 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..checked import number, shown
 from ..ops import select_topk
 from ..plan import TokenPlan
 
@@ -176,10 +179,18 @@ def spread(at: tuple[float, ...], depth: int) -> tuple[int, ...]:
 
 def fractions(at) -> tuple[float, ...]:
     """`at` as a tuple, once it is known to ascend within (0, 1)."""
-    at = tuple(at)
+    if isinstance(at, str) or not isinstance(at, Sequence):
+        raise TypeError(f"at must be a sequence of fractions of the decoder's depth, got {shown(at)}")
+    at = tuple(number(f"at[{i}]", fraction) for i, fraction in enumerate(at))
     if not at or list(at) != sorted(set(at)) or not 0 < at[0] <= at[-1] < 1:
         raise ValueError(f"at must be ascending fractions of the decoder's depth in (0, 1), got {list(at)}")
     return at
+
+
+def settle(method: Selector, **options) -> None:
+    """Sets options of a frozen dataclass, in its __post_init__, to what they are once they are checked."""
+    for name, value in options.items():
+        object.__setattr__(method, name, value)
 
 
 def available() -> list[str]:
@@ -188,17 +199,23 @@ def available() -> list[str]:
 
 
 def find(name: str) -> type[Selector]:
-    """The class of a method; ValueError lists the known names."""
+    """The class of a method. ValueError: an unknown name; the known are listed. TypeError: no name."""
+    if not isinstance(name, str):
+        raise TypeError(f"method must be a name of a method, got {shown(name)}")
     if name not in _registry:
         raise ValueError(f"unknown method {name!r}; known: {', '.join(available())}")
     return _registry[name]
 
 
-def build(name: str, **options) -> Selector:
-    """Makes a method by name; ValueError lists the known names, or the options it takes."""
+def build(name: str, /, **options) -> Selector:
+    """Makes a method by name; ValueError lists the known names, or the options it takes.
+
+    TypeError, ValueError: what the method says of the value of an option.
+    """
     cls = find(name)
+    known = signature(cls)
     try:
-        return cls(**options)
+        known.bind(**options)
     except TypeError as error:
-        known = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
-        raise ValueError(f"{name} takes the options {known}, got {sorted(options)}: {error}") from error
+        raise ValueError(f"{name} takes the options {list(known.parameters)}, got {sorted(options)}: {error}") from None
+    return cls(**options)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..checked import flag
 from ..ops import cosine_similarity_matrix, greedy_select
 from .base import Selector, TokenView, ragged
 
@@ -32,8 +33,7 @@ class CDPruner(Selector):
     negate: bool = False
 
     def __post_init__(self):
-        if not isinstance(self.negate, bool):
-            raise ValueError(f"negate must be True or False, got {self.negate!r}")
+        flag("negate", self.negate)
 
     def plan(self, view: TokenView, keep):
         keep = self.require(keep)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..checked import integer
 from ..ops import select_topk
 from ..plan import TokenPlan
-from .base import Selector, TokenView, ragged
+from .base import Selector, TokenView, ragged, settle
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,8 @@ class DART(Selector):
     text_pivots: int = 4
 
     def __post_init__(self):
-        for name, least in (("layer", 1), ("pivots", 1), ("text_pivots", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        settle(self, layer=integer("layer", self.layer, 1), pivots=integer("pivots", self.pivots, 1),
+               text_pivots=integer("text_pivots", self.text_pivots))
 
     def plan(self, view: TokenView, keep) -> TokenPlan:
         keep, (b, n, _) = self.require(keep), view.tokens.shape

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from .base import Selector, TokenView
+from ..checked import integer
+from .base import Selector, TokenView, settle
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class FastV(Selector):
     layer: int = 2
 
     def __post_init__(self):
-        if self.layer < 1:
-            raise ValueError(f"layer must be at least 1, a layer before it has to give the scores; got {self.layer}")
+        settle(self, layer=integer("layer", self.layer, 1))  # a layer before it has to give the scores
 
     def score(self, view: TokenView):
         return view.need("attention")

@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checked import integer, one_of
 from ..plan import MergeLists, TokenPlan
-from .base import Selector, TokenView
+from .base import Selector, TokenView, settle
 
 
 def outliers(a: Tensor) -> Tensor:
@@ -56,10 +57,8 @@ class PruMerge(Selector):
     order: str = "attention"
 
     def __post_init__(self):
-        if self.order not in ("attention", "raster"):
-            raise ValueError(f"order must be 'attention' or 'raster', got {self.order!r}")
-        if self.neighbours < 0:
-            raise ValueError(f"neighbours must be at least 0, got {self.neighbours}")
+        one_of("order", self.order, ("attention", "raster"))
+        settle(self, neighbours=integer("neighbours", self.neighbours))
 
     def chosen(self, a: Tensor, keep: list[int] | None) -> tuple[Tensor, Tensor]:
         """(order [B, N] of all tokens with the kept ones first, how many are kept [B], the extra one not counted)."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .base import Selector, TokenView, fractions, spread
+from .base import Selector, TokenView, fractions, settle, spread
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PyramidDrop(Selector):
     at: tuple[float, ...] = (0.25, 0.5, 0.75)
 
     def __post_init__(self):
-        object.__setattr__(self, "at", fractions(self.at))
+        settle(self, at=fractions(self.at))
 
     def layers(self, depth):
         return spread(self.at, depth)

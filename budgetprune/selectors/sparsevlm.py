@@ -6,9 +6,10 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from ..checked import flag
 from ..ops import select_topk
 from ..plan import MergeLists, TokenPlan
-from .base import Selector, TokenView, fractions, ragged, spread
+from .base import Selector, TokenView, fractions, ragged, settle, spread
 
 # Image tokens after each stage in the published settings "64", "128" and "192" of 576, recycled ones included.
 PUBLISHED = ((0, 0, 0), (82, 32, 18), (312, 117, 39), (309, 204, 113), (576, 576, 576))
@@ -60,7 +61,8 @@ class SparseVLM(Selector):
     recycle: bool = True
 
     def __post_init__(self):
-        object.__setattr__(self, "at", fractions(self.at))
+        flag("recycle", self.recycle)
+        settle(self, at=fractions(self.at))
         if len(self.at) != 3:
             raise ValueError(f"at must have three stages, as published, got {list(self.at)}")
 

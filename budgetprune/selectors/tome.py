@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..checked import integer
 from ..ops import merge_tokens
 from ..plan import MergeLists, TokenPlan
-from .base import Selector, TokenView
+from .base import Selector, TokenView, settle
 
 HEAD = 64  # width of a head in CLIP's towers, which flops() is not told
 
@@ -39,8 +40,7 @@ class ToMe(Selector):
     rounds: int = 24
 
     def __post_init__(self):
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        settle(self, rounds=integer("rounds", self.rounds, 1))
 
     def plan(self, view: TokenView, keep) -> TokenPlan:
         keep, keys = self.require(keep), view.need("keys").float().mean(1)

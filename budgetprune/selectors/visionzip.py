@@ -6,9 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checked import number
 from ..ops import select_topk
 from ..plan import MergeLists, TokenPlan
-from .base import Selector, TokenView, ragged
+from .base import Selector, TokenView, ragged, settle
 
 HEAD = 64  # width of a head in CLIP's towers, which flops() is not told
 
@@ -37,8 +38,7 @@ class VisionZip(Selector):
     dominant_share: float = 54 / 64
 
     def __post_init__(self):
-        if not 0 <= self.dominant_share <= 1:
-            raise ValueError(f"dominant_share must be in [0, 1], got {self.dominant_share}")
+        settle(self, dominant_share=number("dominant_share", self.dominant_share, 0, 1))
 
     def _dominant(self, keep: int, tokens: int) -> int:
         return keep if keep >= tokens else int(keep * self.dominant_share + 0.5)

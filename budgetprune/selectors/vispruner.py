@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checked import integer, number
 from ..ops import cosine_similarity_matrix
-from .base import Selector, TokenView, ragged
+from .base import Selector, TokenView, ragged, settle
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,8 @@ class VisPruner(Selector):
     per_round: int = 8
 
     def __post_init__(self):
-        if not 0 <= self.important_share <= 1:
-            raise ValueError(f"important_share must be in [0, 1], got {self.important_share}")
-        if self.per_round < 1:
-            raise ValueError(f"per_round must be at least 1, got {self.per_round}")
+        settle(self, important_share=number("important_share", self.important_share, 0, 1),
+               per_round=integer("per_round", self.per_round, 1))
 
     def plan(self, view: TokenView, keep):
         keep, a = self.require(keep), view.need("attention")

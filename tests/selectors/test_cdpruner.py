@@ -83,7 +83,7 @@ def test_text_of_another_width_is_refused():
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(ValueError, match="negate must be True or False, got 'yes'"):
+    with pytest.raises(TypeError, match="negate must be True or False, got 'yes'"):
         build("cdpruner", negate="yes")
 
 

@@ -138,7 +138,7 @@ def test_raster_order_keeps_the_same_tokens_in_image_order():
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(ValueError, match="order must be 'attention' or 'raster', got 'up'"):
+    with pytest.raises(ValueError, match="order must be one of 'attention', 'raster', got 'up'"):
         build("prumerge", order="up")
     with pytest.raises(ValueError, match="neighbours must be at least 0, got -1"):
         build("prumerge_plus", neighbours=-1)
