@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
+from .checked import shown
+
 
 @dataclass(frozen=True)
 class TokenBudget:
@@ -40,11 +42,21 @@ class TokenBudget:
         wanted = int(amount) if isinstance(amount, Integral) else self.from_ratio(tokens, amount)
         return min(tokens, max(1, wanted))
 
-    def counts(self, tokens: Sequence[int]) -> list[int]:
-        """The count of each sample, given how many tokens each has."""
+    def counts(self, tokens: Sequence[int], each: str = "sample") -> list[int]:
+        """The count of each sample, given how many tokens each has. each: what the caller's samples are, for errors."""
         if isinstance(self.keep, tuple) and len(self.keep) != len(tokens):
-            raise ValueError(f"keep must hold one amount per sample, {len(tokens)}, got {len(self.keep)}")
+            raise ValueError(f"keep must have {len(tokens)} entries, one per {each}, got {len(self.keep)}")
         return [self.count(n, sample) for sample, n in enumerate(tokens)]
+
+
+def count_range(name: str, counts) -> tuple[int, int]:
+    """A pair (K_min, K_max), for counts that are drawn. TypeError: no pair of ints. ValueError: no range of counts."""
+    wanted = f"{name} must be two ints (K_min, K_max) with 1 <= K_min <= K_max, got {shown(counts)}"
+    if not isinstance(counts, (tuple, list)) or any(isinstance(k, bool) or not isinstance(k, Integral) for k in counts):
+        raise TypeError(wanted)
+    if len(counts) != 2 or not 1 <= counts[0] <= counts[1]:
+        raise ValueError(wanted)
+    return int(counts[0]), int(counts[1])
 
 
 def _check(amount):

@@ -25,7 +25,7 @@ def test_zero_keeps_one_and_too_many_keep_all():
 def test_one_amount_serves_all_samples_and_several_serve_one_each():
     assert TokenBudget(4).counts([9, 3]) == [4, 3]
     assert TokenBudget([2, 0.5]).counts([9, 10]) == [2, 5]
-    with pytest.raises(ValueError, match="keep must hold one amount per sample, 3, got 2"):
+    with pytest.raises(ValueError, match="keep must have 3 entries, one per sample, got 2"):
         TokenBudget([1, 2]).counts([9, 9, 9])
 
 

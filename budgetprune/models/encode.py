@@ -274,3 +274,14 @@ def sequence_gate(inputs: dict, token_ids: dict, call: Encoding) -> tuple[Tensor
         full = full.masked_scatter(ids == token_ids[medium], torch.cat(own).to(full))
         start += len(lengths)
     return full, None if mask is None else mask.bool()
+
+
+def one_tensor_each(family, kwargs):
+    """Features as one tensor where the model wants that; a list of them, which beams need, may hold any sizes."""
+    def as_one(name, output):
+        if name not in family.one_tensor or isinstance(output.pooler_output, Tensor):
+            return output
+        return type(output)(pooler_output=torch.cat(list(output.pooler_output))[None])
+
+    outputs = kwargs["mm_encoder_outputs"]
+    return {**kwargs, "mm_encoder_outputs": {name: as_one(name, output) for name, output in outputs.items()}}

@@ -5,13 +5,14 @@ import types
 import torch
 from torch import Tensor, nn
 
-from ..budget import TokenBudget
+from ..budget import TokenBudget, count_range
+from ..checked import LARGEST_SEED, integer
 from ..plan import TokenPlan
 from ..selectors import Selector
 from ..selectors.pair import methods_of, pair_of
 from . import attention, decoder
 from .base import Family, family_of
-from .encode import encode, project
+from .encode import encode, one_tensor_each, project
 from .generation import forward_names, generate
 from .placement import device_of, divided_like, refuse_sharded, whole
 from .turns import held
@@ -30,7 +31,7 @@ class Pruner(nn.Module):
         self.selector, self.inside, self.asked_positions = selector, inside, positions
         self.set_keep(keep)
         self.set_train_keep(train_keep)
-        self.seed, self.offset, self.noise = seed, 0, True
+        self.seed, self.offset, self.noise = integer("seed", seed, most=LARGEST_SEED), 0, True
         self.plan: TokenPlan | None = None
         self.stages: tuple[TokenPlan, ...] = ()
         self.index: Tensor | None = None
@@ -46,19 +47,16 @@ class Pruner(nn.Module):
         return self if self.selector.place == "llm" else self.inside
 
     def set_keep(self, keep) -> None:
-        if self.inside is not None:
-            keep, inside = pair_of(keep)
-            self.inside.set_keep(inside)
+        keep, inside = (keep, None) if self.inside is None else pair_of(keep)
         if keep is None and not self.selector.adaptive_count:
             raise ValueError(f"keep must be given: {self.selector.name} does not choose the count itself")
-        self.budget, self.told = None if keep is None else TokenBudget(keep), False
+        budget = None if keep is None else TokenBudget(keep)
+        if self.inside is not None:
+            self.inside.set_keep(inside)  # behind all that is wrong with ours, so that both change or neither
+        self.budget, self.told = budget, False
 
     def set_train_keep(self, train_keep) -> None:
-        if train_keep is not None:
-            low, high = train_keep
-            if not 1 <= low <= high:
-                raise ValueError(f"train_keep must be (K_min, K_max) with 1 <= K_min <= K_max, got {train_keep}")
-        self.train_keep = train_keep
+        self.train_keep = None if train_keep is None else count_range("train_keep", train_keep)
 
     def set_noise(self, noise: bool) -> None:
         """Whether training draws (Gumbel noise) or chooses as inference does."""
@@ -73,7 +71,8 @@ class Pruner(nn.Module):
             low, high = self.train_keep
             drawn = int(torch.randint(low, high + 1, ()))
             return [min(drawn, n) for n in tokens]
-        return None if self.budget is None else self.budget.counts(tokens)
+        each = "image" if self.selector.place == "vision" else "row of the prompt"
+        return None if self.budget is None else self.budget.counts(tokens, each)
 
     def next_key(self, tokens: Tensor) -> Tensor:
         """int64 [2]: in training drawn from torch's generator, which checkpoints restore; else seed and offset."""
@@ -111,34 +110,39 @@ class Pruning:
     def __init__(self, model: nn.Module):
         self.model = model
 
+    def _pruner(self) -> Pruner:
+        if "budget_pruner" not in self.model._modules:
+            raise RuntimeError("model is not pruned any more")
+        return self.model.budget_pruner
+
     @property
     def plan(self) -> TokenPlan | None:
-        return self.model.budget_pruner.plan
+        return self._pruner().plan
 
     @property
     def inside(self) -> Pruner | None:
-        return self.model.budget_pruner.inside
+        return self._pruner().inside
 
     @property
     def stages(self) -> tuple[TokenPlan, ...]:
-        llm = self.model.budget_pruner.llm
+        llm = self._pruner().llm
         return () if llm is None else llm.stages
 
     @property
     def index(self) -> Tensor | None:
-        return self.model.budget_pruner.index
+        return self._pruner().index
 
     @property
     def valid(self) -> Tensor | None:
-        return self.model.budget_pruner.valid
+        return self._pruner().valid
 
     @property
     def selector(self) -> Selector:
-        return self.model.budget_pruner.selector
+        return self._pruner().selector
 
     def set_keep(self, keep) -> None:
         """Another budget for the calls to come."""
-        pruners = [module for module in self.model.budget_pruner.modules() if isinstance(module, Pruner)]
+        pruners = [module for module in self._pruner().modules() if isinstance(module, Pruner)]
         inside = [pruner.inside for pruner in pruners]
         for pruner in pruners:  # under peft one for every adapter, and one for none
             if not any(pruner is other for other in inside):
@@ -148,6 +152,7 @@ class Pruning:
         """Writes method, options, budget and trained weights to `folder`; budgetprune.from_pretrained reads them."""
         from .adapter import save_pretrained
 
+        self._pruner()
         save_pretrained(self.model, folder)
 
     def remove(self) -> None:
@@ -157,7 +162,8 @@ class Pruning:
         return self
 
     def __exit__(self, *error):
-        self.remove()
+        if "budget_pruner" in self.model._modules:  # else an error of ours would stand before the block's own
+            self.remove()
 
 
 def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | None = None,
@@ -167,7 +173,7 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     Args:
         model: a Hugging Face vision-language model, for example LlavaForConditionalGeneration.
         method: a name out of budgetprune.methods(), or a Selector; or two that work together, "visionzip+fastv" or a
-            pair of Selectors, the first before the language model and the second inside it.
+            pair of names or of Selectors, the first before the language model and the second inside it.
         keep: tokens kept: an int is a count, a float the fraction kept; a sequence has one per image (mid-LLM
             methods: per sample). 0 keeps one, N or more keeps all. None where the method chooses (PruMerge). For two
             methods a pair of these: the second's are of the tokens that the first leaves.
@@ -182,12 +188,13 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
         Pruning, which is also a context manager.
 
     Raises:
-        TypeError: a model that is not supported, or `keep` of another type.
-        ValueError: an unknown method or option, a model that cannot be pruned, or a model pruned already.
+        TypeError: a model that is not supported, or an argument or option of another type.
+        ValueError: an unknown method or option, a value out of its range, a model that cannot be pruned, or a model
+            pruned already.
     """
+    family = family_of(model)
     if "budget_pruner" in model._modules:
         raise ValueError("model is pruned already; unprune(model) first, or set_keep(...) for another budget")
-    family = family_of(model)
     method, second = methods_of(method, options)
     if train_keep is not None and not method.trainable:
         raise ValueError(f"train_keep is for trainable methods, {method.name} is not")
@@ -198,9 +205,10 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     width, patches, _ = family.features(model)
     if method.trainable:
         refuse_sharded(model, method.name)
-        method.bind(width, patches, model.get_input_embeddings().embedding_dim)
     inside = None if second is None else Pruner(second, pair_of(keep)[1], None, seed)
     pruner = Pruner(method, keep, train_keep, seed, inside, positions)
+    if method.trainable:  # behind the checks: what they refuse leaves a Selector as it was
+        method.bind(width, patches, model.get_input_embeddings().embedding_dim)
     # Not to the model's dtype: a float16 controller cannot be trained, and a bfloat16 one is another one.
     pruner.to(device=device_of(family.tower_attention(model, -1))).train(model.training)
 
@@ -241,9 +249,9 @@ def _check_positions(positions, method, family, model):
 
 def unprune(model: nn.Module) -> nn.Module:
     """Restores a pruned model: bit-equal outputs, no hook, attribute or submodule of ours left. Returns it."""
+    family = family_of(model)
     if "budget_pruner" not in model._modules:
         raise ValueError("model is not pruned")
-    family = family_of(model)
     _detach(model, family, model.budgetprune_handles)
     del model.generate, model.budget_pruner, model.budgetprune_handles
     return model
@@ -274,7 +282,7 @@ def _before_forward(model, args, kwargs):
         gates = pruner.selector.trainable and model.training and torch.is_grad_enabled()
         kwargs = encode(model, inputs, gates=gates)
         if gates:  # every token in every layer: a second method waits
-            return (), _one_tensor_each(family, kwargs)
+            return (), one_tensor_each(family, kwargs)
         given = kwargs["mm_encoder_outputs"]
     else:
         where, ids = kwargs.get("position_ids"), kwargs.get("input_ids")
@@ -285,21 +293,10 @@ def _before_forward(model, args, kwargs):
         if not given and not held(kwargs.get("past_key_values")):
             pruner.record(None)  # a prompt without images
     if given:
-        kwargs = _one_tensor_each(family, kwargs)
+        kwargs = one_tensor_each(family, kwargs)
         if pruner.positions(family) == "original" and own is None and not family.mrope:
             kwargs["budgetprune_gaps"] = True
     return (), kwargs if pruner.inside is None else decoder.find_prompt(model, pruner.inside, kwargs)
-
-
-def _one_tensor_each(family, kwargs):
-    """Features as one tensor where the model wants that; a list of them, which beams need, may hold any sizes."""
-    def joined(name, output):
-        if name not in family.one_tensor or isinstance(output.pooler_output, Tensor):
-            return output
-        return type(output)(pooler_output=torch.cat(list(output.pooler_output))[None])
-
-    outputs = kwargs["mm_encoder_outputs"]
-    return {**kwargs, "mm_encoder_outputs": {name: joined(name, output) for name, output in outputs.items()}}
 
 
 __all__ = ["Pruner", "Pruning", "prune", "unprune"]

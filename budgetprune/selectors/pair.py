@@ -3,36 +3,59 @@
 from collections.abc import Sequence
 from inspect import signature
 
+from ..checked import shown
 from .base import Selector, build, find
 
 
 def methods_of(method, options: dict) -> tuple[Selector, Selector | None]:
-    """The method, or the two, that prune() was given by name, as a Selector, or as a pair of Selectors.
+    """The method, or the two, that prune() was given: by name, as a Selector, or as a pair of names or of Selectors.
 
     Of two names each gets the options that it has. ValueError: options beside a Selector, options of neither or of
-    both, or two methods that do not follow each other.
+    both, or two methods that do not follow each other. TypeError: anything else than names and Selectors.
     """
     if isinstance(method, str) and "+" not in method:
         return build(method, **options), None
-    if isinstance(method, str):
-        names = method.split("+")
-        known = [set(signature(find(name)).parameters) for name in names]
-        for option in options:
-            takers = [name for name, own in zip(names, known) if option in own]
-            if len(takers) != 1:
-                raise ValueError(f"{option} must be an option of one method in {method!r}, it is one of "
-                                 f"{len(takers)}; a pair of Selectors says which is meant")
-        method = tuple(build(name, **{option: value for option, value in options.items() if option in own})
-                       for name, own in zip(names, known))
-    elif options:
-        raise ValueError(f"options go to a method given by name, got {sorted(options)} beside a Selector")
     if isinstance(method, Selector):
+        _no_options(options)
         return method, None
-    places = [selector.place for selector in method]
-    if places != ["vision", "llm"] or method[0].name == "none" or method[1].trainable:
+    pair = method.split("+") if isinstance(method, str) else method
+    kinds = {kind for kind in (str, Selector) if isinstance(pair, Sequence) and all(isinstance(x, kind) for x in pair)}
+    if len(kinds) != 1:
+        raise TypeError("method must be a name, a Selector, or a pair of two names or of two Selectors, got "
+                        f"{shown(method)}")
+    if kinds == {str}:
+        _two([find(name) for name in pair])
+        pair = _built(pair, options)
+    else:
+        _no_options(options)
+        _two(pair)
+    return tuple(pair)
+
+
+def _two(methods):
+    """Raises ValueError unless these, Selectors or their classes, are two methods of which one follows the other."""
+    names, places = "+".join(method.name for method in methods), [method.place for method in methods]
+    if len(methods) != 2:
+        raise ValueError(f"method must be one name, or two, got {len(methods)}: {names}")
+    if places != ["vision", "llm"] or methods[0].name == "none" or methods[1].trainable:
         raise ValueError("method must be one name, or two: one that prunes before the language model and one inside "
-                         f"it, in this order, got {'+'.join(selector.name for selector in method)}")
-    return tuple(method)
+                         f"it, in this order, got {names}")
+
+
+def _built(names, options) -> list[Selector]:
+    known = [set(signature(find(name)).parameters) for name in names]
+    for option in options:
+        takers = [name for name, own in zip(names, known) if option in own]
+        if len(takers) != 1:
+            raise ValueError(f"{option} must be an option of one method in {'+'.join(names)!r}, it is one of "
+                             f"{len(takers)}; a pair of Selectors says which is meant")
+    return [build(name, **{option: value for option, value in options.items() if option in own})
+            for name, own in zip(names, known)]
+
+
+def _no_options(options):
+    if options:
+        raise ValueError(f"options go to a method given by name, got {sorted(options)} beside a Selector")
 
 
 def pair_of(keep) -> tuple:

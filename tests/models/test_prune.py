@@ -256,7 +256,7 @@ def test_wrong_use_of_a_pruned_model_is_refused(llava):
     with budgetprune.prune(llava, "uniform", keep=[3, 4, 5]):
         with pytest.raises(ValueError, match="model is pruned already"):
             budgetprune.prune(llava, "fastv", keep=4)
-        with pytest.raises(ValueError, match="keep must hold one amount per sample, 2, got 3"):
+        with pytest.raises(ValueError, match="keep must have 2 entries, one per image, got 3"):
             llava(**batch)
     with budgetprune.prune(llava, "uniform", keep=3):
         short = {**batch, "input_ids": batch["input_ids"].clone()}
