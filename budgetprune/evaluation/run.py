@@ -13,7 +13,7 @@ from torch import nn
 
 from ..cost import VlmShape, prefill_flops
 from ..models import from_pretrained, prune
-from ..models.adapter import CONFIG, WEIGHTS
+from ..models.adapter import WEIGHTS, read_config
 from ..models.base import family_of
 from ..selectors.base import find
 from ..tasks import Sample, Task
@@ -62,7 +62,7 @@ class EvalConfig:
         if method not in self.pruners:
             return dict(self.options.get(method, {}))
         folder = Path(self.pruners[method])
-        saved = _saved(folder)
+        saved = read_config(folder)
         if saved["method"] != method:
             raise ValueError(f"{folder} holds a pruner of {saved['method']}, not of {method}")
         files = [folder / name for name in (WEIGHTS, "adapter_model.safetensors") if (folder / name).is_file()]
@@ -86,20 +86,17 @@ class EvalConfig:
 
 
 def pruners_in(folders: Sequence[Path]) -> dict[str, Path]:
-    """{method: folder} of trained pruners; FileNotFoundError: a folder has none, ValueError: two have one method."""
+    """{method: folder} of trained pruners.
+
+    FileNotFoundError: a folder has none. ValueError: two have one method, or one cannot be read.
+    """
     found: dict[str, Path] = {}
     for folder in map(Path, folders):
-        method = _saved(folder)["method"]
+        method = read_config(folder)["method"]
         if method in found:
             raise ValueError(f"pruners must be of different methods, {found[method]} and {folder} are both {method}")
         found[method] = folder
     return found
-
-
-def _saved(folder: Path) -> dict:
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"no {CONFIG} in {folder}")
-    return json.loads((folder / CONFIG).read_text())
 
 
 def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *, model_name: str,

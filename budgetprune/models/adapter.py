@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from ..budget import count_range
+from ..checked import shown
 from ..selectors import build
 from .pruning import Pruning, prune
 
@@ -38,13 +40,12 @@ def save_pretrained(model: nn.Module, folder) -> None:
 def from_pretrained(model: nn.Module, folder, *, keep=None) -> Pruning:
     """Prunes `model` as saved in `folder`; `keep` overrides the saved budget.
 
-    FileNotFoundError: no pruner in `folder`. ValueError: its weights do not fit this model.
+    FileNotFoundError: no pruner in `folder`. ValueError: its configuration cannot be read, or its weights do not fit
+    this model.
     """
 
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"no {CONFIG} in {folder}")
-    config = json.loads((folder / CONFIG).read_text())
+    config = read_config(folder)
     saved, method, options = config["keep"], config["method"], config["options"]
     if "+" in method:
         method, options = tuple(build(name, **own) for name, own in zip(method.split("+"), options)), {}
@@ -57,6 +58,35 @@ def from_pretrained(model: nn.Module, folder, *, keep=None) -> Pruning:
         pruning.remove()
         raise
     return pruning
+
+
+def read_config(folder) -> dict:
+    """What save_pretrained wrote in budgetprune_config.json, known to name methods that there are, and their options.
+
+    FileNotFoundError: no such file. ValueError: it names the file, and what is wrong or missing there.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"no {CONFIG} in {folder}")
+    try:
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise TypeError(f"it must hold an object, got {shown(config)}")
+        if missing := [key for key in ("method", "options", "keep", "train_keep") if key not in config]:
+            raise TypeError(f"it has no {', '.join(missing)}")
+        method, options, train_keep = config["method"], config["options"], config["train_keep"]
+        if not isinstance(method, str):
+            raise TypeError(f"method must be a string, got {shown(method)}")
+        names, each = method.split("+"), options if "+" in method else [options]
+        if not isinstance(each, list) or len(each) != len(names) or not all(isinstance(own, dict) for own in each):
+            raise TypeError(f"options must be an object for each of {', '.join(names)}, got {shown(options)}")
+        for name, own in zip(names, each):
+            build(name, **own)
+        if train_keep is not None:
+            count_range("train_keep", train_keep)
+    except (TypeError, ValueError) as error:  # what json and a method say of broken files are ValueErrors, too
+        raise ValueError(f"{path} is not what save_pretrained writes: {error}") from error
+    return config
 
 
 def load_weights(model: nn.Module, folder) -> None:

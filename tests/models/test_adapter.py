@@ -58,6 +58,52 @@ def test_a_pruner_for_another_model_is_refused_and_leaves_it_unpruned(tmp_path):
         budgetprune.from_pretrained(other, tmp_path / "nowhere")
 
 
+GOOD = {"method": "fastv", "options": {"layer": 2}, "keep": 4, "train_keep": None, "positions": "original"}
+PAIR = {**GOOD, "method": "uniform+fastv", "keep": [8, 4]}
+
+
+@pytest.mark.parametrize("written, match", [
+    ("", "Expecting value"),
+    ('{"method": "fastv", "opt', "Unterminated string"),
+    (b"\xff\xfe", "utf-8"),
+    (["fastv"], r"it must hold an object, got \['fastv'\]"),
+    ({}, "it has no method, options, keep, train_keep"),
+    ({key: value for key, value in GOOD.items() if key != "options"}, "it has no options"),
+    ({**GOOD, "method": "fastv2"}, "unknown method 'fastv2'; known: adaptive"),
+    ({**GOOD, "method": 3}, "method must be a string, got 3"),
+    ({**GOOD, "options": None}, "options must be an object for each of fastv, got None"),
+    ({**GOOD, "options": {"depth": 2}}, r"fastv takes the options \['layer'\], got \['depth'\]"),
+    ({**GOOD, "options": {"layer": "2"}}, "layer must be an int, got '2'"),
+    ({**GOOD, "train_keep": 5}, "train_keep must be two ints"),
+    ({**PAIR, "options": {"layer": 2}}, "options must be an object for each of uniform, fastv, got {'layer': 2}"),
+    ({**PAIR, "options": [{}]}, "options must be an object for each of uniform, fastv"),
+    ({**PAIR, "options": [{}, {"layer": 2}], "method": "uniform+slowv"}, "unknown method 'slowv'"),
+], ids=str)
+def test_a_broken_configuration_is_named_and_leaves_the_model_unpruned(llava, tmp_path, written, match):
+    file = tmp_path / "budgetprune_config.json"
+    if isinstance(written, bytes):
+        file.write_bytes(written)
+    else:
+        file.write_text(written if isinstance(written, str) else json.dumps(written))
+    with pytest.raises(ValueError, match=f"{file} is not what save_pretrained writes: .*{match}"):
+        budgetprune.from_pretrained(llava, tmp_path)
+    assert "budget_pruner" not in llava._modules
+
+
+@pytest.mark.parametrize("config", [GOOD, {**PAIR, "options": [{}, {"layer": 2}]}], ids=str)
+def test_a_whole_configuration_is_read(llava, tmp_path, config):
+    (tmp_path / "budgetprune_config.json").write_text(json.dumps(config))
+    with budgetprune.from_pretrained(llava, tmp_path):
+        assert llava.budget_pruner.llm.selector.layer == 2
+
+
+@pytest.mark.parametrize("model", ["llava", torch.nn.Linear(2, 2)], ids=repr)
+def test_a_saved_pruner_enters_no_model_of_another_kind(tmp_path, model):
+    (tmp_path / "budgetprune_config.json").write_text(json.dumps(GOOD))
+    with pytest.raises(TypeError, match="model must be one of LlavaForConditionalGeneration"):
+        budgetprune.from_pretrained(model, tmp_path)
+
+
 def test_lora_and_pruner_live_in_one_adapter(tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
     from safetensors.torch import load_file
