@@ -48,6 +48,14 @@ def progress(what: str, total: int | None = None):
     yield tell
 
 
+def listed(name: str, text: str) -> list[str]:
+    """The entries of a list of the command line, at least one."""
+    found = text.replace(",", " ").split()
+    if not found:
+        raise ValueError(f"{name} must name at least one, got {text!r}")
+    return found
+
+
 def whole(name: str, text: str) -> int:
     """A count out of a list of the command line."""
     if not text.isdecimal():
@@ -152,10 +160,10 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
     from .training.base_model import load_base
 
     trained = pruners_in(pruner or [])
-    names = methods.replace(",", " ").split()
+    names = listed("methods", methods)
     if names == ["all"]:
         names = [n for n in selectors.available() if n in trained or not selectors.base.find(n).trainable]
-    counts = [None if b == "own" else whole("budgets", b) for b in budgets.replace(",", " ").split()]
+    counts = [None if b == "own" else whole("budgets", b) for b in listed("budgets", budgets)]
     config = EvalConfig(names, counts, trained, samples=samples, seed=seed, latency_batch=latency_batch)
     model, processor = load_base(base)
     with evaluating() as on_cell:
@@ -180,14 +188,17 @@ def cost(model: Annotated[str, typer.Argument(help="A known model, or a folder w
          text: Annotated[int, typer.Option("--text", help="Text tokens of the prompt.")] = 64,
          crops: Annotated[int, typer.Option(help="Crops of the image (LLaVA-NeXT: up to 5).")] = 1):
     """What a budget costs: FLOPs and cache bytes of a model, by formula."""
+    from .budget import TokenBudget
+    from .checked import integer
     from .cost import table
     from .evaluation.shape import shape_of
 
     shape = shape_of(model)
-    tokens = crops * shape.tokens_per_crop
-    keeps = [whole("keep", k) for k in keep.replace(",", " ").split()]
+    tokens = integer("crops", crops, 1) * shape.tokens_per_crop
+    keeps = [whole("keep", k) for k in listed("keep", keep)]
     if max(keeps) > tokens:
         raise ValueError(f"keep must be at most {tokens}, the image tokens of {crops} crops, got {max(keeps)}")
+    keeps = TokenBudget(keeps).counts([tokens] * len(keeps))  # as prune keeps them: one token at least
     stages = None
     if method:
         from .selectors import build

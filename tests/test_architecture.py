@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "doctor": {"ops", "training"},
     "integrations": {"budget", "checked", "ops", "selectors"},
     "demo": {"training", "evaluation", "selectors", "tasks"},
-    "cli": {"demo", "doctor", "training", "evaluation", "selectors", "tasks", "cost"},
+    "cli": {"budget", "checked", "demo", "doctor", "training", "evaluation", "selectors", "tasks", "cost"},
     "__main__": {"cli"},
 }
 # Packages that importing one of our rooms may not wake, and the rooms where they are at home.

@@ -1,5 +1,6 @@
 """The command line as a person meets it: the whole way in small, and every wrong turn."""
 
+import json
 import sys
 
 import pytest
@@ -65,6 +66,16 @@ def test_a_second_run_does_nothing_twice(run, tmp_path):
     (("train", "--steps", "zero"), "'--steps'"),
     (("cost", "llava-1.5-7b", "--keep", "600"), "keep must be at most 576, the image tokens of 1 crops, got 600"),
     (("cost", "gpt-9"), "model must be one of llava-1.5-7b"),
+    (("cost", "--keep", ""), "keep must name at least one, got ''"),
+    (("cost", "--keep", " ,"), "keep must name at least one, got ' ,'"),
+    (("cost", "--crops", "0"), "crops must be at least 1, got 0"),
+    (("eval", "--methods", ""), "methods must name at least one, got ''"),
+    (("eval", "--budgets", ""), "budgets must name at least one, got ''"),
+    (("eval", "-m", "uniform", "-k", "own"), "budgets must name a count where no method has its own"),
+    (("eval", "-m", "uniform", "-k", "8", "--seed", "-1"), "seed must be in [0, "),
+    (("train", "-m", "uniform"), "method must be a trained one (adaptive, adaptive_query), got uniform"),
+    (("train", "-m", "nope"), "unknown method 'nope'; known: adaptive"),
+    (("train", "--tau", "nan"), "tau must be a finite number, got nan"),
     (("frobnicate",), "No such command"),
 ])
 def test_wrong_arguments_get_one_clear_line_and_exit_code_two(run, tmp_path, monkeypatch, arguments, match):
@@ -73,6 +84,24 @@ def test_wrong_arguments_get_one_clear_line_and_exit_code_two(run, tmp_path, mon
     assert code == 2
     assert match in " ".join(said.split())
     assert "Traceback" not in said
+
+
+def test_a_pruner_of_a_method_that_is_not_evaluated_is_refused(run, tmp_path):
+    config = {"method": "adaptive", "options": {}, "keep": 8, "train_keep": None, "positions": "original"}
+    (tmp_path / "budgetprune_config.json").write_text(json.dumps(config))
+    code, said = run("eval", "-m", "uniform", "-k", "8", "--pruner", tmp_path, "--out", tmp_path / "eval")
+    assert code == 2 and f"{tmp_path}, which is of adaptive" in " ".join(said.split())
+    assert "pruners must be of methods that are evaluated, uniform; got" in " ".join(said.split())
+    (tmp_path / "budgetprune_config.json").write_text('{"method": "adaptive"}')
+    code, said = run("eval", "-m", "adaptive", "-k", "8", "--pruner", tmp_path, "--out", tmp_path / "eval")
+    assert code == 2 and "budgetprune_config.json" in said and "it has no options, keep, train_keep" in said
+    assert not (tmp_path / "eval").exists()
+
+
+def test_cost_counts_a_keep_of_zero_as_the_one_token_that_prune_keeps(run):
+    for method in ((), ("--method", "fastv")):
+        zero, one = (run("cost", "--keep", keep, *method) for keep in (0, 1))
+        assert zero == one and zero[0] == 0
 
 
 def test_a_report_of_an_empty_folder_says_what_to_do(run, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..checked import LARGEST_SEED, integer
 from ..cost import VlmShape, prefill_flops
 from ..models import from_pretrained, prune
 from ..models.adapter import WEIGHTS, read_config
@@ -48,11 +49,26 @@ class EvalConfig:
 
     def __post_init__(self):
         for name, least in (("samples", 1), ("batch", 1), ("new_tokens", 1), ("latency_batch", 0), ("images", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            integer(name, getattr(self, name), least)
+        integer("seed", self.seed, most=LARGEST_SEED)
+        if isinstance(self.methods, str) or not self.methods:
+            raise ValueError(f"methods must be a sequence of at least one name, got {self.methods!r}")
         for method in self.methods:
             if find(method).trainable and method not in self.pruners:
                 raise ValueError(f"{method} is trained: name the folder of its weights (`budgetprune train` makes one)")
+        for method, folder in self.pruners.items():
+            if method not in self.methods:
+                raise ValueError(f"pruners must be of methods that are evaluated, {', '.join(self.methods)}; got "
+                                 f"{folder}, which is of {method}")
+        pruned = [method for method in self.methods if method != FULL]
+        if pruned and not self.budgets:
+            raise ValueError("budgets must name at least one count, got none")
+        for keep in self.budgets:
+            if keep is not None:
+                integer("budgets", keep, 1)
+        if pruned and set(self.budgets) == {None} and not any(find(method).adaptive_count for method in pruned):
+            raise ValueError(f"budgets must name a count where no method has its own, got only their own of "
+                             f"{', '.join(pruned)}")
 
     def options_of(self, method: str) -> dict:
         """What tells this method's cells apart: its options, and of a trained one its saved options and its weights.
@@ -105,17 +121,23 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
 
     Answers are generated as text and scored by the task. resume: False begins anew; what the folder held is kept
     beside it as *.old. tell: called with (cell, done, total).
+
+    TypeError: the model is of no family. ValueError: its images differ in their number of tokens, a budget is beyond
+    that, or a folder holds another method.
     """
     out = Path(out)
+    _, tokens, grid = family_of(model).features(model)
+    if tokens is None:
+        raise ValueError("model must give every image the same number of image tokens, which budgets are counts of; "
+                         f"in {type(model).__name__} it depends on the image")
+    path, cells = out / record.FILE_NAME, config.cells(tokens)
+    options_of = {method: config.options_of(method) for method in config.methods}
     if not resume:
         for name in (record.FILE_NAME, pictures.FILE_NAME):
             if (out / name).exists():
                 (out / name).replace(out / f"{name}.old")
     samples = task.samples("test", config.samples, config.seed)
     batches = [prepare(processor, samples[i:i + config.batch], model) for i in range(0, len(samples), config.batch)]
-    _, tokens, grid = family_of(model).features(model)
-    path, cells = out / record.FILE_NAME, config.cells(tokens)
-    options_of = {method: config.options_of(method) for method in config.methods}
     done = {_cell(r): r for r in record.read(path) if _same_run(r, task, model_name, config)}
     model.eval()
     for number, (method, keep) in enumerate(cells):

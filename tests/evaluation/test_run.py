@@ -129,10 +129,38 @@ def test_trained_methods_need_their_folder(digits, tmp_path):
 @pytest.mark.parametrize("arguments, match", [
     ({"methods": ["nope"], "budgets": [8]}, "unknown method 'nope'"),
     ({"methods": ["none"], "budgets": [8], "samples": 0}, "samples must be at least 1, got 0"),
+    ({"methods": ["none"], "budgets": [8], "batch": 2.5}, "batch must be an int, got 2.5"),
+    ({"methods": ["none"], "budgets": [8], "seed": -1}, r"seed must be in \[0, 9223372036854775807\], got -1"),
+    ({"methods": [3], "budgets": [8]}, "method must be a name of a method, got 3"),
+    ({"methods": [], "budgets": [8]}, r"methods must be a sequence of at least one name, got \[\]"),
+    ({"methods": "uniform", "budgets": [8]}, "methods must be a sequence of at least one name, got 'uniform'"),
+    ({"methods": ["uniform"], "budgets": []}, "budgets must name at least one count, got none"),
+    ({"methods": ["uniform"], "budgets": ["8"]}, "budgets must be an int, got '8'"),
+    ({"methods": ["uniform"], "budgets": [0]}, "budgets must be at least 1, got 0"),
+    ({"methods": ["none", "uniform", "fastv"], "budgets": [None]}, "budgets must name a count where no method has its "
+     "own, got only their own of uniform, fastv"),
+    ({"methods": ["uniform"], "budgets": [8], "pruners": {"adaptive": "there"}}, "pruners must be of methods that are "
+     "evaluated, uniform; got there, which is of adaptive"),
 ])
 def test_a_bad_configuration_is_refused(arguments, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((TypeError, ValueError), match=match):
         EvalConfig(**arguments)
+
+
+def test_a_method_with_its_own_count_may_stand_beside_one_without():
+    assert EvalConfig(["uniform", "prumerge"], [None]).cells(64) == [("prumerge", None)]
+    assert EvalConfig(["none"], []).cells(64) == [("none", 64)]
+
+
+def test_a_model_whose_images_differ_in_their_tokens_is_refused_before_anything_is_written(digits, tmp_path):
+    from families import make_model
+
+    (tmp_path / "records.jsonl").write_text("")
+    config = EvalConfig(["uniform"], [8], samples=2)
+    with pytest.raises(ValueError, match="model must give every image the same number of image tokens, which budgets "
+                                         "are counts of; in Qwen2VLForConditionalGeneration it depends on the image"):
+        evaluate(make_model("qwen2_vl"), *digits[1:], tmp_path, config, model_name="x", resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
 
 
 def test_a_budget_beyond_the_image_is_refused(digits, tmp_path):
