@@ -4,6 +4,10 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..checked import integer, number
+from ..selectors import available, build
+from ..selectors.base import find
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -20,7 +24,7 @@ class TrainConfig:
         with the pruner and saved in the same adapter.
     seed: of the initial weights, the data, the noise and the counts. save_every: steps between checkpoints.
 
-    ValueError: a field outside its range.
+    TypeError: a field of another type. ValueError: a field outside its range.
     """
 
     method: str = "adaptive"
@@ -39,13 +43,19 @@ class TrainConfig:
     save_every: int = 100
 
     def __post_init__(self):
-        if not 1 <= self.k_min <= self.k_max:
+        if not find(self.method).trainable:
+            trained = ", ".join(name for name in available() if find(name).trainable)
+            raise ValueError(f"method must be a trained one ({trained}), got {self.method}")
+        # Here, before a run has begun; prune() takes two more that are not the method's.
+        build(self.method, **{name: value for name, value in self.options.items() if name not in ("positions", "seed")})
+        for name, least in (("k_min", 1), ("k_max", 1), ("steps", 1), ("batch_size", 1), ("save_every", 1),
+                            ("lora_rank", 0)):
+            integer(name, getattr(self, name), least)
+        for name in ("learning_rate", "warmup", "weight_decay", "max_grad_norm", "noise"):
+            number(name, getattr(self, name))
+        integer("seed", self.seed, most=2**32 - 1)  # numpy takes no larger one
+        if self.k_min > self.k_max:
             raise ValueError(f"k_min and k_max must satisfy 1 <= k_min <= k_max, got {self.k_min} and {self.k_max}")
-        for name in ("steps", "batch_size", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank must be at least 0, got {self.lora_rank}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.noise <= 1:

@@ -111,13 +111,32 @@ def test_lora_is_trained_with_the_pruner_and_saved_in_one_adapter(tmp_path):
         assert loaded(**batch).logits.shape[1] < batch["input_ids"].shape[1]
 
 
-def test_a_method_without_weights_cannot_be_trained(tmp_path):
-    with pytest.raises(ValueError, match="train_keep is for trainable methods, uniform is not"):
-        train_pruner(make_llava(), Stream(), tmp_path, TrainConfig(method="uniform", steps=1))
+@pytest.mark.parametrize("arguments, error, match", [
+    ({"method": "uniform"}, ValueError, r"method must be a trained one \(adaptive, adaptive_query\), got uniform"),
+    ({"method": "nope"}, ValueError, "unknown method 'nope'; known: adaptive"),
+    ({"method": None}, TypeError, "method must be a name of a method, got None"),
+    ({"options": {"tau": "x"}}, TypeError, "tau must be a number, got 'x'"),
+    ({"options": {"depth": 2}}, ValueError, r"adaptive takes the options .*, got \['depth'\]"),
+    ({"k_max": 2.5}, TypeError, "k_max must be an int, got 2.5"),
+    ({"steps": "9"}, TypeError, "steps must be an int, got '9'"),
+    ({"lora_rank": True}, TypeError, "lora_rank must be an int, got True"),
+    ({"noise": "all"}, TypeError, "noise must be a number, got 'all'"),
+    ({"learning_rate": float("nan")}, ValueError, "learning_rate must be a finite number, got nan"),
+    ({"seed": -1}, ValueError, r"seed must be in \[0, 4294967295\], got -1"),
+    ({"seed": "a"}, TypeError, "seed must be an int, got 'a'"),
+])
+def test_what_cannot_be_trained_is_refused_before_a_run_begins(arguments, error, match):
+    with pytest.raises(error, match=match):
+        TrainConfig(**arguments)
+
+
+def test_options_may_hold_what_prune_takes_beside_those_of_the_method():
+    assert TrainConfig(options={"positions": "compact", "tau": 2.0}).options["positions"] == "compact"
 
 
 @pytest.mark.parametrize("field, value, match", [
-    ("k_min", 0, "k_min and k_max"), ("steps", 0, "steps must be at least 1, got 0"), ("lora_rank", -1, "lora_rank"),
+    ("k_min", 0, "k_min must be at least 1, got 0"), ("k_min", 25, "k_min and k_max must satisfy"),
+    ("steps", 0, "steps must be at least 1, got 0"), ("lora_rank", -1, "lora_rank"),
     ("learning_rate", 0.0, "learning_rate must be positive"), ("warmup", 1.0, r"warmup must be in \[0, 1\)"),
 ])
 def test_a_bad_configuration_is_refused_by_name(field, value, match):
