@@ -70,6 +70,9 @@ def test_every_method_either_fits_or_is_refused_with_its_reason():
     ({"method": "prumerge"}, ValueError, "keep must be given: .* sized before prumerge could choose"),
     ({"method": "uniform", "keep": [3, 4]}, TypeError, r"keep must be one int or float for all images, got \[3, 4\]"),
     ({"method": "uniform", "keep": 1.5}, ValueError, r"keep as a fraction must be in \[0, 1\], got 1.5"),
+    ({"method": "random", "keep": 4, "seed": "a"}, TypeError, "seed must be an int, got 'a'"),
+    ({"method": "random", "keep": 4, "seed": -1}, ValueError, r"seed must be in \[0, 9223372036854775807\], got -1"),
+    ({"method": None, "keep": 4}, TypeError, "method must be a name of a method, got None"),
     ({"method": "uniform", "keep": 4, "layer": 2}, ValueError, r"uniform takes the options \[\], got \['layer'\]"),
 ])
 def test_a_wrong_argument_is_named(arguments, error, message):

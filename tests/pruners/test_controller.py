@@ -97,7 +97,10 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"features must be \[B, 16, C\], got shape \[3, 15, 8\]"):
         VisionTokenController(C, N).eval()(features()[:, 1:], 4)
     for arguments, match in (({"tau": 0.0}, "tau must be positive, got 0.0"),
+                             ({"tau": "x"}, "tau must be a number, got 'x'"),
+                             ({"use_cls": 1}, "use_cls must be True or False, got 1"),
+                             ({"hidden_dim": -3}, "hidden_dim must be at least 1, got -3"),
                              ({"fusion": "sum"}, "fusion must be one of"),
                              ({"estimator": "reinmax"}, "estimator must be one of")):
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises((TypeError, ValueError), match=match):
             VisionTokenController(C, N, **arguments)
