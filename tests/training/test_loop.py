@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import make_model
 from tiny import make_batch, make_llava
 
 import budgetprune
@@ -144,12 +145,11 @@ def test_a_bad_configuration_is_refused_by_name(field, value, match):
         TrainConfig(**{field: value})
 
 
-def test_a_method_that_cannot_be_made_leaves_the_finished_run_alone(tmp_path):
-    model = make_llava()
-    train_pruner(model, Stream(), tmp_path, CONFIG).remove()
+def test_a_method_that_its_model_refuses_leaves_the_finished_run_alone(tmp_path):
+    train_pruner(make_llava(), Stream(), tmp_path, CONFIG)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    wrong = replace(CONFIG, options={"estimator": "typo"})
-    with pytest.raises(ValueError, match="estimator must be one of"):
+    model, wrong = make_model("llava_siglip"), replace(CONFIG, options={"use_cls": True})
+    with pytest.raises(ValueError, match="use_cls must be False in LlavaForConditionalGeneration"):
         train_pruner(model, Stream(), tmp_path, wrong, resume=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert "budget_pruner" not in model._modules

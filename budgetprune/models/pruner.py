@@ -1,0 +1,90 @@
+"""What a pruned model carries: its method, its budget, and what was decided last."""
+
+import torch
+from torch import Tensor, nn
+
+from ..budget import TokenBudget, count_range
+from ..checked import LARGEST_SEED, integer
+from ..plan import TokenPlan
+from ..selectors import Selector
+from ..selectors.pair import pair_of
+from .base import Family, family_of
+from .placement import divided_like, whole
+
+
+class Pruner(nn.Module):
+    """The submodule `budget_pruner` of a pruned model: method, budget, and what was decided last.
+
+    Holds no reference to the model, so copies of the model (deepcopy, peft, EMA) stay apart.
+    inside: the pruner of a second method, inside the language model, where two work together.
+    """
+
+    def __init__(self, selector: Selector, keep, train_keep: tuple[int, int] | None, seed: int, inside=None,
+                 positions: str | None = None):
+        super().__init__()
+        self.selector, self.inside, self.asked_positions = selector, inside, positions
+        self.set_keep(keep)
+        self.set_train_keep(train_keep)
+        self.seed, self.offset, self.noise = integer("seed", seed, most=LARGEST_SEED), 0, True
+        self.plan: TokenPlan | None = None
+        self.stages: tuple[TokenPlan, ...] = ()
+        self.index: Tensor | None = None
+        self.valid: Tensor | None = None
+
+    def positions(self, family: Family) -> str:
+        """Which position ids stay: those asked for, or the method's; places in the image always stay as they are."""
+        return "original" if family.mrope else self.asked_positions or self.selector.positions
+
+    @property
+    def llm(self):
+        """The pruner that acts inside the language model, or None."""
+        return self if self.selector.place == "llm" else self.inside
+
+    def set_keep(self, keep) -> None:
+        keep, inside = (keep, None) if self.inside is None else pair_of(keep)
+        if keep is None and not self.selector.adaptive_count:
+            raise ValueError(f"keep must be given: {self.selector.name} does not choose the count itself")
+        budget = None if keep is None else TokenBudget(keep)
+        if self.inside is not None:
+            self.inside.set_keep(inside)  # behind all that is wrong with ours, so that both change or neither
+        self.budget, self.told = budget, False
+
+    def set_train_keep(self, train_keep) -> None:
+        self.train_keep = None if train_keep is None else count_range("train_keep", train_keep)
+
+    def set_noise(self, noise: bool) -> None:
+        """Whether training draws (Gumbel noise) or chooses as inference does."""
+        self.noise = noise
+
+    def family(self, model) -> Family:
+        return family_of(model)
+
+    def counts(self, tokens: list[int], training: bool = False) -> list[int] | None:
+        """Tokens to keep of samples with these many; in training one K for all, drawn from [K_min, K_max]."""
+        if training and self.train_keep is not None:
+            low, high = self.train_keep
+            drawn = int(torch.randint(low, high + 1, ()))
+            return [min(drawn, n) for n in tokens]
+        each = "image" if self.selector.place == "vision" else "row of the prompt"
+        return None if self.budget is None else self.budget.counts(tokens, each)
+
+    def next_key(self, tokens: Tensor) -> Tensor:
+        """int64 [2]: in training drawn from torch's generator, which checkpoints restore; else seed and offset."""
+        if self.training:
+            seed, offset = int(torch.randint(0, 2**62, ())), 0
+        else:
+            seed, offset = self.seed, self.offset
+            self.offset += (tokens.shape[0] * tokens.shape[1] + 3) // 4
+        return torch.tensor([seed, offset], dtype=torch.int64, device=tokens.device)
+
+    # Under peft the submodule is wrapped, and only methods of our own reach the copy that is trained.
+
+    def weights(self) -> dict[str, Tensor]:
+        return whole(self.state_dict())
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.load_state_dict(divided_like(weights, self.state_dict()))
+
+    def record(self, plan: TokenPlan | None, index: Tensor | None = None, valid: Tensor | None = None,
+               stages: tuple[TokenPlan, ...] = ()) -> None:
+        self.plan, self.index, self.valid, self.stages = plan, index, valid, stages
