@@ -18,7 +18,7 @@ from full_models import MODELS
 import budgetprune
 from budgetprune.selectors.base import find
 
-SECONDS = float(os.environ.get("BENCH_GENERATE_SECONDS", "600" if "cuda" in DEVICES else "75"))
+SECONDS = float(os.environ.get("BENCH_GENERATE_SECONDS", "600" if "cuda" in DEVICES else "150"))
 METHODS = [name for name in budgetprune.methods() if not find(name).trainable and name != "none"]
 METHODS.sort(key=lambda name: (name not in ("uniform", "prumerge", "fastv"), name))
 

@@ -73,13 +73,12 @@ class Workbench:
         gc.collect()
         real, layers = MODELS[case.model], LAYERS[case.device]
         try:
-            from budgetprune.cost import VlmShape
             from budgetprune.evaluation import measure
             from budgetprune.models.base import family_of
 
             self.measure = measure
             family_of(build(real, "meta", torch.bfloat16, layers))
-            self.shape = VlmShape.from_config(real.config(layers))
+            self.shape = real.shape(real.config(layers))
         except (ImportError, TypeError, ValueError) as error:
             self.refused[case.model] = f"{case.model}: {error}".replace("\n", " ")
             pytest.skip(self.refused[case.model])
@@ -177,7 +176,7 @@ def pruned(benchmark, bench, case, inputs, base):
         assert seen.lengths == expected_lengths(pruning.selector, real, case.keep, layers)
         found = figures(benchmark, bench, inputs, once)
         span = selection_ms(bench, selector.place, inputs, once)
-        width = bench.shape.decoder.hidden if selector.place == "llm" else bench.shape.tower.hidden
+        width = bench.shape.decoder.hidden if selector.place == "llm" else bench.family.features(bench.model)[0]
         own = pruning.selector.flops(real.tokens, width, case.keep)
     share = found["prefill_ms"] and span / found["prefill_ms"]
     return found | {"flops": seen_flops(bench.shape, real, case.B, seen, own), "place": selector.place,
