@@ -12,7 +12,7 @@ import argparse
 import torch
 
 import budgetprune
-from budgetprune.models.base import Family, arguments_of, split_patches
+from budgetprune.models.base import Family
 
 
 class VipLlava(Family):
@@ -22,12 +22,6 @@ class VipLlava(Family):
     encoder_arguments = ("vision_feature_layer",)  # of forward, besides the pixels
     one_tensor = frozenset({"image"})  # the model wants all images' features in one tensor
 
-    def tower_attention(self, model, layer):
-        return model.model.vision_tower.encoder.layers[layer].self_attn
-
-    def tower_depth(self, model):
-        return len(model.model.vision_tower.encoder.layers)
-
     def has_cls(self, model):
         return True
 
@@ -35,13 +29,6 @@ class VipLlava(Family):
         vision = model.config.vision_config
         side = vision.image_size // vision.patch_size
         return model.config.text_config.hidden_size, side * side, (side, side)
-
-    def encode(self, model, medium, inputs):
-        arguments = arguments_of(model.model.get_image_features, inputs)
-        return model.model.get_image_features(**arguments, return_dict=True)
-
-    def pack(self, model, medium, inputs, values):
-        return split_patches(values, [values.shape[1]] * len(values))
 
 
 def small():

@@ -10,8 +10,8 @@ TEXT = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hid
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28,
          "patch_size": 7}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
-FAMILIES = ["llava", "llava_siglip", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "paligemma",
-            "internvl"]
+FAMILIES = ["llava", "llava_siglip", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
+            "qwen3_vl_moe", "paligemma", "internvl"]
 
 
 def config_of(name):
@@ -56,9 +56,12 @@ def config_of(name):
         return t.Qwen2_5_VLForConditionalGeneration, t.Qwen2_5_VLConfig(
             text_config=rope, vision_config={**wide, "depth": 3, "window_size": 28, "fullatt_block_indexes": [1]},
             **tokens)
-    return t.Qwen3VLForConditionalGeneration, t.Qwen3VLConfig(
-        text_config=rope, vision_config={**wide, "depth": 3, "num_position_embeddings": 64,
-                                         "deepstack_visual_indexes": [0, 1]}, **tokens)
+    deep = {**wide, "depth": 3, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    if name == "qwen3_vl_moe":
+        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        return t.Qwen3VLMoeForConditionalGeneration, t.Qwen3VLMoeConfig(
+            text_config={**rope, **experts}, vision_config=deep, **tokens)
+    return t.Qwen3VLForConditionalGeneration, t.Qwen3VLConfig(text_config=rope, vision_config=deep, **tokens)
 
 
 def make_model(name, attention="sdpa", seed=0):
@@ -132,7 +135,9 @@ def make_video(name, model, seed=1):
         inputs["pixel_values_videos"] = torch.randn(1, 2, 3, 28, 28, generator=generator)
         video = 2 * 4 + 1
     # Qwen3-VL writes the time before every frame.
-    frames = [9, START, *[VIDEO] * (video // 2), END] * 2 if name == "qwen3_vl" else [START, *[VIDEO] * video, END]
+    frames = [START, *[VIDEO] * video, END]
+    if name.startswith("qwen3_vl"):
+        frames = [9, START, *[VIDEO] * (video // 2), END] * 2
     ids = torch.tensor([[1, START, *[IMAGE] * image, END, *frames, 5, 6, 7]])
     inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if name.startswith("qwen"):

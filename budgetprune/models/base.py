@@ -57,34 +57,36 @@ class Family(ABC):
         found = [ids == token for token in self.token_ids(model).values()]
         return found[0] if len(found) == 1 else found[0] | found[1]
 
-    @abstractmethod
+    def blocks(self, model) -> nn.ModuleList:
+        """The tower's blocks."""
+        return model.model.vision_tower.encoder.layers
+
     def tower_attention(self, model, layer: int) -> nn.Module:
         """The attention module of the tower's block `layer`, -1 the last; one that sees the whole image."""
-
-    @abstractmethod
-    def tower_depth(self, model) -> int:
-        """How many blocks the tower has."""
+        return self.blocks(model)[layer].self_attn
 
     @abstractmethod
     def has_cls(self, model) -> bool:
         """Whether the tower has a CLS token, row 0 of what its attention sees."""
 
-    @abstractmethod
     def features(self, model) -> tuple[int, int | None, tuple[int, int] | None]:
         """(C, N, (rows, columns)) of what methods choose among, of one image; None where images differ in N."""
+        return model.config.text_config.hidden_size, None, None
 
     # How images become tokens.
 
-    @abstractmethod
     def encode(self, model, medium: str, inputs: dict):
         """The model's own encoder on the images (or videos) of `inputs`: its output, with `pooler_output`."""
+        function = f"get_{medium}_features"
+        arguments = arguments_of(getattr(type(model.model), function), inputs)
+        return getattr(model.model, function)(**arguments, return_dict=True)
 
-    @abstractmethod
     def pack(self, model, medium: str, inputs: dict, values: Tensor) -> list[Tensor]:
         """Brings numbers per patch of the tower, [R, n, C], to where `encode` puts the patches: [N_i, C] per image.
 
         NaN marks tokens that are no patch (line ends).
         """
+        return list(values)  # one row of the tower is one image
 
     def structure(self, model, medium: str, inputs: dict, features: list[Tensor]) -> list[Tensor] | None:
         """Per image [N_i] bool, True where a token is a patch of the image; None: all are. The others go when
@@ -102,11 +104,6 @@ class Family(ABC):
     def keeps_cls(self, model, inputs: dict) -> bool:
         """Whether the language model gets CLS as its first image token."""
         return False
-
-
-def split_patches(values: Tensor, lengths: list[int]) -> list[Tensor]:
-    """[R, n, C] of a tower without crops, one row (or several) per image, as one [N_i, C] per image."""
-    return list(values.flatten(0, 1).split(lengths))
 
 
 def family_of(model: nn.Module) -> Family:

@@ -1,6 +1,6 @@
 """InternVL: InternViT on crops of the image, four patches to a token."""
 
-from .base import Family, arguments_of
+from .base import Family
 from .llava import tower_type
 
 
@@ -18,21 +18,17 @@ class InternVl(Family):
             raise ValueError("vision_feature_select_strategy must be 'default', CLS has no place among the patches; "
                              f"got {model.config.vision_feature_select_strategy!r}")
 
+    def blocks(self, model):
+        return model.model.vision_tower.encoder.layer
+
     def tower_attention(self, model, layer):
-        return model.model.vision_tower.encoder.layer[layer].attention
-
-    def tower_depth(self, model):
-        return len(model.model.vision_tower.encoder.layer)
-
-    def features(self, model):
-        return model.config.text_config.hidden_size, None, None
+        return self.blocks(model)[layer].attention
 
     def has_cls(self, model):
         return True
 
     def encode(self, model, medium, inputs):
-        arguments = arguments_of(type(model.model).get_image_features, inputs)
-        outputs = model.model.get_image_features(**arguments, return_dict=True)
+        outputs = super().encode(model, medium, inputs)
         outputs.pooler_output = self._by_image(model, inputs, outputs.pooler_output)
         return outputs
 

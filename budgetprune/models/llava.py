@@ -1,6 +1,6 @@
 """LLaVA-1.5: CLIP (or SigLIP) tower, two-layer projector, Llama."""
 
-from .base import Family, arguments_of, split_patches
+from .base import Family, arguments_of
 
 
 class Llava(Family):
@@ -19,12 +19,6 @@ class Llava(Family):
 
     def projector(self, model):
         return model.model.multi_modal_projector
-
-    def tower_attention(self, model, layer):
-        return model.model.vision_tower.encoder.layers[layer].self_attn
-
-    def tower_depth(self, model):
-        return len(model.model.vision_tower.encoder.layers)
 
     def features(self, model):
         vision = model.config.vision_config
@@ -46,9 +40,6 @@ class Llava(Family):
         if cls is not None and self.has_cls(model):
             arguments["vision_feature_select_strategy"] = "full" if cls else "default"
         return model.model.get_image_features(**arguments, return_dict=True)
-
-    def pack(self, model, medium, inputs, values):
-        return split_patches(values, [values.shape[1]] * len(values))
 
     def structure(self, model, medium, inputs, features):
         if not self.keeps_cls(model, inputs):

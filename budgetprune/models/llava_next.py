@@ -2,7 +2,7 @@
 
 import torch
 
-from .base import Family, arguments_of
+from .base import Family
 from .llava import tower_type
 
 
@@ -22,21 +22,8 @@ class LlavaNext(Family):
             raise ValueError("vision_feature_select_strategy must be 'default', or crops with CLS cannot be packed; "
                              f"got {model.config.vision_feature_select_strategy!r}")
 
-    def tower_attention(self, model, layer):
-        return model.model.vision_tower.encoder.layers[layer].self_attn
-
-    def tower_depth(self, model):
-        return len(model.model.vision_tower.encoder.layers)
-
-    def features(self, model):
-        return model.config.text_config.hidden_size, None, None
-
     def has_cls(self, model):
         return True
-
-    def encode(self, model, medium, inputs):
-        arguments = arguments_of(type(model.model).get_image_features, inputs)
-        return model.model.get_image_features(**arguments, return_dict=True)
 
     def crops(self, model, inputs) -> list[int]:
         """How many times the tower sees each image: once as a whole, and once per crop."""

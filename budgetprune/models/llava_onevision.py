@@ -2,7 +2,6 @@
 
 import torch
 
-from .base import arguments_of
 from .llava import tower_type
 from .llava_next import LlavaNext
 
@@ -27,11 +26,6 @@ class LlavaOnevision(LlavaNext):
 
     def has_cls(self, model):
         return False
-
-    def encode(self, model, medium, inputs):
-        function = f"get_{medium}_features"
-        arguments = arguments_of(getattr(type(model.model), function), inputs)
-        return getattr(model.model, function)(**arguments, return_dict=True)
 
     def crops(self, model, inputs):
         crops, each = super().crops(model, inputs), inputs.get("batch_num_images")

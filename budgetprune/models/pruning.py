@@ -5,6 +5,7 @@ import types
 import torch
 from torch import Tensor, nn
 
+from ..checked import one_of
 from ..plan import TokenPlan
 from ..selectors import Selector
 from ..selectors.pair import methods_of, pair_of
@@ -160,8 +161,8 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
 
 
 def _check_positions(positions, method, family, model):
-    if positions not in (None, "original", "compact"):
-        raise ValueError(f"positions must be 'original', 'compact' or None, got {positions!r}")
+    if positions is not None:
+        one_of("positions", positions, ("original", "compact"))
     why = f"in {type(model).__name__} they are places in the image" if family.mrope else \
         f"{method.name} drops tokens behind layers that have used theirs" if method.place == "llm" else None
     if positions == "compact" and why:
@@ -181,7 +182,7 @@ def unprune(model: nn.Module) -> nn.Module:
 def _detach(model, family, handles):
     for handle in handles:
         handle.remove()
-    tower = [family.tower_attention(model, layer) for layer in range(family.tower_depth(model))]
+    tower = [family.tower_attention(model, layer) for layer in range(len(family.blocks(model)))]
     for module in [*tower, *(block.self_attn for block in family.decoder(model).layers)]:
         attention.untap(module)
 

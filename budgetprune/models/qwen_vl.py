@@ -17,27 +17,19 @@ class QwenVl(Family):
     encoder_arguments = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
     mrope = True
 
+    def blocks(self, model):
+        return model.model.visual.blocks
+
     def tower_attention(self, model, layer):
-        blocks = model.model.visual.blocks
+        blocks = self.blocks(model)
         whole = getattr(model.model.visual, "fullatt_block_indexes", None)
         wanted = range(len(blocks))[layer]
         if whole:  # the others see windows of the image
             wanted = max((i for i in whole if i <= wanted), default=min(whole))
         return blocks[wanted].attn
 
-    def tower_depth(self, model):
-        return len(model.model.visual.blocks)
-
-    def features(self, model):
-        return model.config.text_config.hidden_size, None, None
-
     def has_cls(self, model):
         return False
-
-    def encode(self, model, medium, inputs):
-        function = f"get_{medium}_features"
-        arguments = arguments_of(getattr(type(model.model), function), inputs)
-        return getattr(model.model, function)(**arguments, return_dict=True)
 
     def pack(self, model, medium, inputs, values):
         visual, grid = model.model.visual, inputs[f"{medium}_grid_thw"]

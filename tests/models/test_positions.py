@@ -79,7 +79,7 @@ def test_a_saved_pruner_draws_as_it_did(tmp_path):
 
 
 @pytest.mark.parametrize("name, method, positions, message", [
-    ("llava", "uniform", "new", "positions must be 'original', 'compact' or None, got 'new'"),
+    ("llava", "uniform", "new", "positions must be one of 'original', 'compact', got 'new'"),
     ("qwen2_vl", "uniform", "compact", "positions must be 'original' or None: in Qwen2VL.* places in the image"),
     ("llava", "fastv", "compact", "positions must be 'original' or None: fastv drops tokens behind layers"),
 ])
@@ -92,4 +92,9 @@ def test_a_numbering_that_cannot_be_is_refused(name, method, positions, message)
 
 def test_original_positions_may_be_asked_for_where_there_is_no_choice():
     for name, method in (("qwen2_vl", "uniform"), ("llava", "fastv")):
-        budgetprune.prune(make_model(name), method, keep=3, positions="original").remove()
+        model = make_model(name)
+        inputs, _ = make_inputs(name, model)
+        with torch.no_grad(), budgetprune.prune(model, method, keep=3):
+            expected = model(**inputs).logits
+        with torch.no_grad(), budgetprune.prune(model, method, keep=3, positions="original"):
+            assert torch.equal(model(**inputs).logits, expected)
