@@ -89,8 +89,8 @@ def _fitted(fit, published):
 
 
 def _answers(found):
-    table = Table("", "billion parameters", "image tokens", "FLOPs", "predicted error", "95 % interval",
-                  title=f"at most {found.flops:.3g} FLOPs, {found.text_tokens} text tokens")
+    table = Table("", "billions", "image tokens", "FLOPs", "error", "95 % interval",
+                  title=f"predicted for {found.flops:.3g} FLOPs, {found.text_tokens} text tokens")
     for choice in found.choices:
         interval = "" if choice.interval is None else "{:.3f} to {:.3f}".format(*choice.interval)
         table.add_row("best" if choice is found.best else "", f"{choice.size:.3g}", str(choice.tokens),

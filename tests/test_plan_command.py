@@ -48,7 +48,7 @@ def test_it_says_what_was_fitted_what_is_best_and_how_sure_that_is(plan):
     code, said = plan("--flops", "2e12", "--text-tokens", 50)
     assert code == 0
     for words in ("visual-reasoning, published points: n = 28, SSE 0.000379", "│ alpha │ 0.0709 │", "│ 0.077 │",
-                  "│ D │ 0.0000 │", "Without its 7 B points", "0.45%", "at most 2e+12 FLOPs, 50 text tokens",
+                  "│ D │ 0.0000 │", "Without its 7 B points", "0.45%", "predicted for 2e+12 FLOPs, 50 text tokens",
                   "Extrapolated: ", "lie outside the 0.5 to 7 that were measured", "image tokens, which covers noise"):
         assert words in said, words
     found = plan_budget(fit_scaling(published_points()), 2e12, 50)
@@ -65,6 +65,7 @@ def test_it_picks_of_the_sizes_that_exist(plan):
 def test_ocr_takes_as_many_tokens_as_there_are_and_says_what_is_doubtful(plan):
     code, said = plan("--task", "ocr")
     assert code == 0 and "n = 27" in said and "│ 576 │" in said and "published │" not in said.split("n = 27")[1]
+    assert "and more tokens than the most allowed would be better still; bootstrap fits take 576 image" in said
     assert "7B with 576 tokens is left out" in said and "4B with 4 tokens is doubtful" in said
 
 

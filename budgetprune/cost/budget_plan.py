@@ -50,7 +50,10 @@ class BudgetPlan:
         where = (f"Extrapolated: {' and '.join(self.beyond)}" if self.beyond
                  else "Size and count lie within those of the points")
         if self.tokens_interval is not None:
-            spread = "bootstrap fits take {:.0f} to {:.0f} image tokens".format(*self.tokens_interval)
+            low, high = (f"{count:.0f}" for count in self.tokens_interval)
+            spread = f"bootstrap fits take {low if low == high else f'{low} to {high}'} image tokens"
+            if self.best.tokens == self.most:
+                where += ", and more tokens than the most allowed would be better still"
         elif self.agreement is not None:
             spread = f"{self.agreement:.0%} of the bootstrap fits take the same model"
         else:

@@ -192,9 +192,10 @@ def hold_out(points, size=None) -> HoldOut:
 
     ValueError: no point has that size, one of its errors is 0, or the rest cannot be fitted (see fit_scaling).
     """
-    points = sorted(points)
+    points = list(points)
+    _check_spread(points)
     if size is None:
-        size = max((p.size for p in points), default=None)
+        size = max(p.size for p in points)
     held = [p for p in points if p.size == size]
     if not held:
         raise ValueError(f"size must be that of a point, got {size}")

@@ -62,7 +62,8 @@ def plan_chart(plan: BudgetPlan, fit: ScalingFit, points, width=720, height=470,
     for choice in plan.choices:
         px, py = x(choice.tokens), y(choice.error)
         parts.append(f'<path class="mark" d="{marker(0, px, py, 4)}"><title>{escape(_tip(choice))}</title></path>')
-    parts.append("</g>" + _ring(plan.best, x, y, left, right))
+    drawn = [(x(p.tokens), y(p.error)) for p in points] + [(px, py) for px, py, _ in places]
+    parts.append("</g>" + _ring(plan.best, x, y, left, right, drawn))
     keys = (("c0 first", left, f"the law at {spent}; dashed: extrapolated"),
             (f"c{GREY}", left + (right - left) * 5 // 8, "measured, by size of the model"))
     base = bottom + 80
@@ -85,9 +86,16 @@ def _measured(points, size, x, y):
             f'"/>{marks}</g><text x="{places[-1][0] + 7:.1f}" y="{places[-1][1] + 4:.1f}">{size:g} B</text>')
 
 
-def _ring(best, x, y, left, right):
-    px, py = x(best.tokens), y(best.error)
-    anchor = "start" if px < left + 130 else "end" if px > right - 130 else "middle"
+def _ring(best, x, y, left, right, drawn):
+    """A ring around the best point, and its words below or above, where they cover less of what is drawn."""
+    px, py, text = x(best.tokens), y(best.error), _tip(best)
+    anchor, share = ("start", 0) if px < left + 130 else ("end", 1) if px > right - 130 else ("middle", 0.5)
+    start = px - share * 6.8 * len(text)
+
+    def covered(base):
+        return sum(start < a < start + 6.8 * len(text) and base - 14 < b < base + 4 for a, b in drawn)
+
+    base = min((py + 25, py - 16), key=covered)
     return (f'<g class="callout minimum" data-tokens="{best.tokens}" data-size="{best.size:.6g}"><circle '
-            f'cx="{px:.2f}" cy="{py:.2f}" r="8.5"/><text x="{px:.1f}" y="{py + 25:.1f}" text-anchor="{anchor}">'
-            f'{escape(_tip(best))}</text></g>')
+            f'cx="{px:.2f}" cy="{py:.2f}" r="8.5"/><text x="{px:.1f}" y="{base:.1f}" text-anchor="{anchor}">'
+            f'{escape(text)}</text></g>')

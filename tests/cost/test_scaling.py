@@ -182,6 +182,8 @@ def test_an_error_of_zero_is_a_point_like_others():
     (lambda: fit_scaling([ScalingPoint(n, v, 0) for n in (1, 2) for v in (1, 2)]), "must not all have an error of 0"),
     (lambda: fit_scaling(published_points(), draws=-1), "draws must be at least 0, got -1"),
     (lambda: fit_scaling(published_points(), seed=-1), "seed must be at least 0, got -1"),
+    (lambda: hold_out([(7, 1, 0.5)]), "points must be ScalingPoints, got tuple"),
+    (lambda: hold_out([*published_points(), ScalingPoint(14, 1, 0)]), "errors above 0, got 14 with an error of 0"),
     (lambda: hold_out(published_points(), 13), "size must be that of a point, got 13"),
     (lambda: hold_out(synthetic(0.5, 0.1, 0.1, 0, sizes=(1, 7))), "at least 2 model sizes, got 1"),
     (lambda: published_points("chess"), "task must be one of 'visual-reasoning', 'ocr', got 'chess'"),
