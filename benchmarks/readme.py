@@ -16,6 +16,7 @@ from pathlib import Path
 import methods
 from positions import positions_table
 from report import OURS, case_of, markdown, seconds_of
+from scaling import scaling_block
 from table import render_benchmarks
 
 from budgetprune.evaluation import latest, read, write_chart_svg
@@ -91,6 +92,7 @@ def render(text: str) -> str:
     """README with all its generated blocks made anew from the committed results."""
     text = fill(text, "demo table", demo_table(latest(read(DEMO / "records.jsonl"))))
     text = fill(text, "methods table", methods.methods_table())
+    text = fill(text, "scaling law", scaling_block())
     return fill(text, "bench table", bench_table(json.loads(BENCH.read_text())))
 
 

@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .cli_plan import plan
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False,
                   help="Token budgets for vision-language models: keep the image tokens that matter, and measure it.")
 console = Console(stderr=True)
@@ -216,6 +218,9 @@ def cost(model: Annotated[str, typer.Argument(help="A known model, or a folder w
                      f"{row.prefill_share:.1%}", f"{row.decode_flops_per_token / 1e9:,.3f}",
                      f"{row.kv_bytes / 2**20:,.2f}")
     Console().print(rows)
+
+
+app.command()(plan)
 
 
 @app.command("list")

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "budget": {"checked"},
     "checked": set(),
     "plan": set(),
-    "cost": {"budget"},
+    "cost": {"budget", "checked"},
     "ops": set(),
     "tasks": set(),
     "pruners": {"ops", "budget", "checked"},
@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "doctor": {"ops", "training"},
     "integrations": {"budget", "checked", "ops", "selectors"},
     "demo": {"training", "evaluation", "selectors", "tasks"},
-    "cli": {"budget", "checked", "demo", "doctor", "training", "evaluation", "selectors", "tasks", "cost"},
+    "cli": {"budget", "checked", "cli_plan", "demo", "doctor", "training", "evaluation", "selectors", "tasks", "cost"},
+    "cli_plan": {"checked", "cost", "evaluation"},
     "__main__": {"cli"},
 }
 # Packages that importing one of our rooms may not wake, and the rooms where they are at home.
@@ -36,7 +37,8 @@ AT_HOME = {
     "cupy": {"ops"},
     "sklearn": {"tasks"},
     "tokenizers": {"training"},
-    "typer": {"cli"},
+    "scipy": {"cost"},
+    "typer": {"cli", "cli_plan"},
     "lmms_eval": {"integrations"},
     "vllm": {"integrations"},
 }
@@ -83,10 +85,11 @@ def test_no_file_outgrows_its_room(path):
 
 @pytest.mark.parametrize("module, asleep", [
     ("budgetprune", ["torch", "transformers", "peft", "sklearn", "cupy"]),
+    ("budgetprune.cost", ["torch", "numpy", "scipy"]),
     ("budgetprune.ops", ["transformers", "peft", "sklearn", "cupy"]),
     ("budgetprune.selectors", ["transformers", "peft", "sklearn", "cupy"]),
     ("budgetprune.integrations", ["torch", "transformers", "lmms_eval", "vllm"]),
-    ("budgetprune.cli", ["torch", "transformers"]),
+    ("budgetprune.cli", ["torch", "transformers", "numpy", "scipy"]),
 ])
 def test_importing_wakes_no_more_than_it_needs(module, asleep):
     code = f"import sys, {module}; print([name for name in {asleep!r} if name in sys.modules])"

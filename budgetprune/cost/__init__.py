@@ -1,13 +1,29 @@
-"""What a token budget costs: FLOPs, bytes and a roofline, from plain numbers and the standard library only."""
+"""What a token budget costs: FLOPs, bytes and a roofline, from plain numbers and the standard library only; and what
+model size to spend it on, by a law that numpy and scipy fit when they are asked.
+"""
 
+from .budget_plan import BudgetPlan, Choice, plan_budget
 from .flops import PrefillFlops, decode_flops_per_token, decoder_flops, prefill_flops, projector_flops, tower_flops
 from .hardware import DEVICES, Device, device, roofline_ms
 from .memory import kv_bytes, parameters, weight_bytes
+from .scaling import (
+    HoldOut,
+    ScalingFit,
+    ScalingPoint,
+    best_tokens,
+    fit_scaling,
+    hold_out,
+    published_notes,
+    published_points,
+    scaling_flops,
+)
 from .shapes import KNOWN, DecoderShape, TowerShape, VlmShape, known
 from .table import CostRow, table
 
 __all__ = [
-    "DEVICES", "KNOWN", "CostRow", "DecoderShape", "Device", "PrefillFlops", "TowerShape", "VlmShape",
-    "decode_flops_per_token", "decoder_flops", "device", "known", "kv_bytes", "parameters", "prefill_flops",
-    "projector_flops", "roofline_ms", "table", "tower_flops", "weight_bytes",
+    "DEVICES", "KNOWN", "BudgetPlan", "Choice", "CostRow", "DecoderShape", "Device", "HoldOut", "PrefillFlops",
+    "ScalingFit", "ScalingPoint", "TowerShape", "VlmShape", "best_tokens", "decode_flops_per_token", "decoder_flops",
+    "device", "fit_scaling", "hold_out", "known", "kv_bytes", "parameters", "plan_budget", "prefill_flops",
+    "projector_flops", "published_notes", "published_points", "roofline_ms", "scaling_flops", "table", "tower_flops",
+    "weight_bytes",
 ]

@@ -49,7 +49,7 @@ def ticks(low, high, about):
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-class _Scale:
+class Scale:
     """Linear, or logarithmic where the values span more than a factor of 12; with a margin on both sides."""
 
     def __init__(self, values, start, end, about, margin=0.05, bounds=None):
@@ -109,10 +109,10 @@ def chart(group, axis, width=560, height=380, *, legend=False, style="") -> str 
         columns = max(1, (width - 40) // (60 + 7 * max((len(c.label) for _, c, _ in curves), default=1)))
         rows = math.ceil(len(curves) / columns)
     bottom = height - 46 - 22 * rows
-    x = _Scale([getattr(p, axis) / size for p in shown], 50, width - 16, max(4, width // 90))
+    x = Scale([getattr(p, axis) / size for p in shown], 50, width - 16, max(4, width // 90))
     known = shown + ([group.full] if group.full else [])
     top = 30  # room for the full model's label even at accuracy 1
-    y = _Scale([p.low for p in known] + [p.high for p in known], bottom, top, 6, 0.04, (0, 1))
+    y = Scale([p.low for p in known] + [p.high for p in known], bottom, top, 6, 0.04, (0, 1))
     label = (f"Accuracy over {name.lower()} {unit if axis == 'prefill_flops' else 'in milliseconds'}, "
              f"{group.task}, {group.model}: {len(curves)} methods, {len(shown)} points")
     parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="{"img" if legend else "group"}" '

@@ -9,6 +9,7 @@ from string import Template
 
 from . import pictures
 from .chart import AXES, COLOURS, DARK, LIGHT, chart, curve_order, dash, marker
+from .plan_chart import plan_chart
 from .record import FILE_NAME, read
 from .summary import FULL, TOLERANCE, change, common, count_of, group_records, headline, option_labels, whole_percent
 
@@ -83,11 +84,18 @@ def write_chart_svg(records, out, *, axis="prefill_flops", task=None, model=None
     if len(groups) != 1:
         found = ", ".join(f"{g.task} with {g.model}" for g in groups) or "none"
         raise ValueError(f"task and model must leave one pair to draw, got {found}")
-    style = f"<style>{_palette()}{_asset('chart.css')}</style>"
-    svg = chart(groups[0], axis, 720, 440, legend=True, style=style)
+    svg = chart(groups[0], axis, 720, 440, legend=True, style=_style())
     if svg is None:
         raise ValueError(f"no record has {axis}")
     return _write(Path(out), svg + "\n")
+
+
+def write_plan_svg(plan, fit, points, out) -> Path:
+    """Write predicted error over image tokens at a budget of FLOPs as an SVG file that stands alone; returns its path.
+
+    plan, fit: of cost.plan_budget and cost.fit_scaling; points: what was fitted, drawn in grey.
+    """
+    return _write(Path(out), plan_chart(plan, fit, points, style=_style()) + "\n")
 
 
 def markdown_table(records) -> str:
@@ -143,6 +151,11 @@ def _palette():
     light, dark = (";".join(f"--c{i}:{colour}" for i, colour in enumerate(c)) for c in (LIGHT, DARK))
     curves = "".join(f".c{i}{{color:var(--c{i})}}" for i in range(COLOURS))
     return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}{curves}"
+
+
+def _style():
+    """For a picture that stands alone."""
+    return f"<style>{_palette()}{_asset('chart.css')}</style>"
 
 
 def _tiles(group, first):
