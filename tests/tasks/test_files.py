@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hand_made import MAKE, POPE, gqa, pope, scienceqa, textvqa
 from PIL import Image
+from task_files import MAKE, POPE, gqa, pope, scienceqa, textvqa
 
 from budgetprune.tasks import ImageFile, Task, build, parse_options
 from budgetprune.tasks.digits import Digits

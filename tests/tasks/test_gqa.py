@@ -1,7 +1,7 @@
 """GQA: exact match as its eval.py counts it, after what LLaVA does to an answer."""
 
 import pytest
-from hand_made import GQA, gqa
+from task_files import GQA, gqa
 
 from budgetprune.tasks import build
 

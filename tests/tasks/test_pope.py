@@ -1,7 +1,7 @@
 """POPE as its authors' script scores it: which words are a no, and precision, recall, F1 of yes."""
 
 import pytest
-from hand_made import POPE, pope
+from task_files import POPE, pope
 
 from budgetprune.tasks import build
 from budgetprune.tasks.pope import says

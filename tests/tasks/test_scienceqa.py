@@ -1,7 +1,7 @@
 """ScienceQA: LLaVA's prompt, the letter that its script reads, and which problems a subset has."""
 
 import pytest
-from hand_made import PROBLEMS, images, scienceqa
+from task_files import PROBLEMS, images, scienceqa
 
 from budgetprune.tasks import build
 from budgetprune.tasks.scienceqa import letter_of
@@ -15,8 +15,9 @@ def by_id(task):
     ("B", "B"), (" B ", "B"), ("B. mushroom", "B"), ("B\nbecause", "B"), ("The answer is B.", "B"),
     ("The answer is B", "B"), ("I think. The answer is C.", "C"), ("The answer is A or the answer is B.", "A"),
     ("The answer is A, no. The answer is C.", "C"),  # one with a full stop behind it goes first
-    ("B.", None), ("b", None), ("(B)", None), ("B.mushroom", None), (" B\n", None), ("mushroom", None), ("", None),
-    ("the answer is B.", None), ("The answer is (B)", None), ("F", None), ("Answer: B", None), ("B.mushroom", None), (" B\n", None),
+    ("B.", None), ("b", None), ("(B)", None), ("B mushroom", None), ("mushroom", None), ("", None),
+    ("the answer is B.", None), ("The answer is (B)", None), ("F", None), ("Answer: B", None), ("B.mushroom", None),
+    (" B\n", None),  # what a model says comes without spaces around it
 ])
 def test_the_letter_is_the_one_that_llavas_script_reads(prediction, letter):
     assert letter_of(prediction) == letter

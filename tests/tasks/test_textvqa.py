@@ -1,7 +1,7 @@
 """TextVQA: the normalisation of the VQA server, the accuracy over ten people, and LLaVA's prompt."""
 
 import pytest
-from hand_made import rosetta, textvqa
+from task_files import rosetta, textvqa
 
 from budgetprune.tasks import build
 from budgetprune.tasks.textvqa import CONTRACTIONS, agreement, normalised
