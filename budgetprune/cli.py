@@ -185,6 +185,8 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
     config = EvalConfig(names, counts, trained, samples=None if samples == "all" else whole("samples", samples),
                         seed=seed, batch=batch, new_tokens=new_tokens, latency_batch=latency_batch)
     asked = tasks.build(task, **tasks.parse_options(task, task_option or []))
+    if asked.size is not None:  # what is missing is said before a large model is loaded
+        asked.samples("test", config.samples or asked.size, seed)
     loaded, processor = model_for(task, model)
     with evaluating() as on_cell:
         name = Path(model).resolve().name if model else "digits-llava"

@@ -62,7 +62,7 @@ def _is_digits(folder: Path) -> bool:
     config = folder / "config.json"
     if not config.is_file():
         return True
-    return json.loads(config.read_text()).get("text_config", {}).get("vocab_size") == len(WORDS)
+    return (json.loads(config.read_text()).get("text_config") or {}).get("vocab_size") == len(WORDS)
 
 
 def device() -> str:

@@ -7,7 +7,7 @@ import pytest
 import task_files
 
 from budgetprune.cli import main
-from budgetprune.training.base_model import BUNDLED
+from budgetprune.training.base_model import BUNDLED, load_base
 
 
 @pytest.fixture
@@ -64,6 +64,33 @@ def test_a_published_task_is_asked_of_a_model_folder(run, tmp_path):
     assert code == 2 and "task-option images must be given once, got it twice" in said
 
 
+@pytest.mark.parametrize("model, match", [
+    ((), "model must be given for task pope: the one that comes with the package knows digits only"),
+    (("--model", "nowhere"), "model must be a folder or a name on the Hugging Face hub (owner/name), got nowhere"),
+    (("--model", "."), "model must be a folder with a config.json, got ."),
+    (("--model", "no/model"), "model no/model cannot be loaded: "),
+])
+def test_a_model_that_is_not_there_gets_one_clear_line(run, tmp_path, monkeypatch, model, match):
+    files = task_files.pope(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, said = run("eval", "--task", "pope", "--task-option", f"annotations={files['annotations']}", "--task-option",
+                     f"images={files['images']}", *model)
+    assert code == 2 and match in " ".join(said.split()) and "Traceback" not in said
+
+
+def test_a_model_of_another_family_is_refused_by_its_class(run, tmp_path):
+    from transformers import BlipConfig, BlipForConditionalGeneration
+
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = BlipConfig(text_config={**small, "vocab_size": 30, "bos_token_id": 1, "sep_token_id": 2},
+                        vision_config={**small, "image_size": 8, "patch_size": 4})
+    load_base()[1].save_pretrained(tmp_path / "blip")
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path / "blip")
+    code, said = run("eval", "--model", tmp_path / "blip", "-m", "uniform", "-k", "8", "--samples", 2)
+    said = " ".join(said.split())
+    assert code == 2 and "model must be one of Llava" in said and "got BlipForConditionalGeneration" in said
+
+
 def test_a_task_option_makes_another_task_of_the_digits(run, tmp_path):
     code, said = run("eval", "--task-option", "noise=0.1", "-m", "uniform", "-k", "8", "--samples", 2,
                      "--latency-batch", 0, "--out", tmp_path)
@@ -90,13 +117,7 @@ def test_a_second_run_does_nothing_twice(run, tmp_path):
     (("eval", "--task-option", "noise=loud"), "task-option noise must be a number, got 'loud'"),
     (("eval", "--task-option", "noise=2"), "noise must be in [0, 1], got 2"),
     (("eval", "--task", "pope", "--task-option", "annotations=a", "--task-option", "images=b"),
-     "model must be given for task pope: the one that comes with the package knows digits only"),
-    (("eval", "--task", "pope", "--task-option", "annotations=a", "--task-option", "images=b", "--model", "nowhere"),
-     "model must be a folder or a name on the Hugging Face hub (owner/name), got nowhere"),
-    (("eval", "--task", "pope", "--task-option", "annotations=a", "--task-option", "images=b", "--model", "."),
-     "model must be a folder with a config.json, got ."),
-    (("eval", "--task", "pope", "--task-option", "annotations=a", "--task-option", "images=b", "--model", "no/model"),
-     "model no/model cannot be loaded: "),
+     "annotations must be a file such as coco_pope_popular.json, got a, which is no file"),
     (("eval", "--samples", "some"), "samples must hold whole numbers, got 'some'"),
     (("eval", "-m", "uniform", "--samples", "all"), "samples must be a count for task digits, which has no end"),
     (("eval", "-m", "uniform", "-k", "1.5", "--samples", "1"), "budgets must be in (0, 1] where they are fractions"),

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from task_files import MAKE, POPE, gqa, pope, scienceqa, textvqa
 
-from budgetprune.tasks import ImageFile, Task, build, parse_options
+from budgetprune.tasks import ImageFile, Task, base, build, parse_options
 from budgetprune.tasks.digits import Digits
 
 FILES = pytest.mark.parametrize("name", MAKE)
@@ -166,7 +166,9 @@ def test_unknown_and_missing_options_list_the_known_ones():
         build("pope", annotations="x")
 
 
-def test_a_task_of_ones_own_has_a_plain_label_no_end_and_no_summary():
+def test_a_task_of_ones_own_has_a_plain_label_no_end_and_no_summary(monkeypatch):
+    monkeypatch.setattr(base, "_TASKS", dict(base._TASKS))
+
     class Own(Task):
         name = "own_of_test_files"
         samples, score = Digits.samples, Digits.score
