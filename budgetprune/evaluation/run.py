@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -75,7 +77,7 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
         with entered(model, method, keep, config) as (active, pruning):
             heard = generate(active, processor, prompts, pruning, family, config.new_tokens or task.new_tokens)
             replies, kept = [one.answer for one in heard], [one.kept for one in heard]
-            scores = [task.score(reply, sample) for reply, sample in zip(replies, samples, strict=True)]
+            scores = [scored(task, reply, sample) for reply, sample in zip(replies, samples, strict=True)]
             result = assess(samples, replies, scores, kept, [one.count for one in heard], task)
             costs = cost_of(model, family, active, pruning, heard, prompts, config, tokens)
         extra = {"count": "own"} if budget == "own" else {"fraction": keep} if isinstance(keep, float) else {}
@@ -163,6 +165,14 @@ def tokens_of(family: Family, model, inputs: dict) -> tuple[list[int], list[tupl
         return [tokens] * rows, [grid] * rows
     lengths = family.is_placeholder(model, inputs["input_ids"]).sum(1).tolist()
     return lengths, family.grids(model, "image", inputs, lengths)
+
+
+def scored(task: Task, reply: str, sample) -> bool | float:
+    """The task's score as plain Python has it. ValueError: not in [0, 1]."""
+    score = task.score(reply, sample)
+    if not 0 <= score <= 1:
+        raise ValueError(f"{type(task).__name__}.score must be in [0, 1], got {score}")
+    return bool(score) if isinstance(score, (Integral, np.bool_)) else float(score)
 
 
 def assess(samples, replies, scores, kept, counts, task: Task) -> dict:

@@ -2,15 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import task_files
 import torch
-from families import make_model
+from families import FAMILIES, make_inputs, make_model
 from stub_processor import StubProcessor
 
 from budgetprune import tasks
 from budgetprune.evaluation import answers, pictures, record
-from budgetprune.evaluation.run import EvalConfig, evaluate, prepare, prompt
+from budgetprune.evaluation.run import EvalConfig, evaluate, prepare, prompt, scored
 
 QUICK = {"latency_batch": 0, "images": 0, "new_tokens": 2}
 
@@ -196,6 +197,37 @@ def test_a_cell_cut_off_before_its_record_is_written_whole_again(ask, tmp_path, 
         (cell,) = ask("llava", task, config)
     assert len(path.read_text().splitlines()) == 4 and {k: len(v) for k, v in answers.read(path.parent).items()} == {
         cell.key(): 2}
+
+
+class AnyProcessor(StubProcessor):
+    """Inputs of any family, whatever the images show."""
+
+    def __call__(self, text, images, return_tensors, padding):
+        return make_inputs(self.name, self.model, words=(4,) * len(text), images=(1,) * len(text))[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_evaluated_at_fractions(name, tmp_path):
+    model, task = make_model(name), tasks.build("pope", **task_files.pope(tmp_path))
+    config = EvalConfig(["none", "divprune", "dart"], [0.5], samples=None, batch=2, latency_batch=0, new_tokens=2)
+    full, before, inside = evaluate(model, AnyProcessor(name, model), task, tmp_path / "run", config, model_name=name)
+    assert full.kept_mean > before.kept_mean and full.kept_mean > inside.kept_mean
+    assert [r.keep for r in (full, before, inside)] == [round(r.kept_mean) for r in (full, before, inside)]
+    assert (full.prefill_flops is not None) == (name in ("llava", "llava_next"))
+    assert inside.kept_mean < inside.layer_mean < full.kept_mean and before.layer_mean is None
+    assert "budget_pruner" not in model._modules
+
+
+@pytest.mark.parametrize("given, score", [(True, True), (np.True_, True), (0, False), (np.float32(0.5), 0.5), (1.0, 1.0)
+                                          ])
+def test_a_score_is_plain_and_within_0_and_1(given, score, monkeypatch):
+    task = tasks.build("pope", annotations="a", images="b")
+    monkeypatch.setattr(type(task), "score", lambda *_: given)
+    found = scored(task, "", None)
+    assert found == score and type(found) is type(score)
+    monkeypatch.setattr(type(task), "score", lambda *_: 1.5)
+    with pytest.raises(ValueError, match=r"Pope.score must be in \[0, 1\], got 1.5"):
+        scored(task, "", None)
 
 
 def test_images_are_read_again_for_every_cell_and_never_held(ask, loaded, tmp_path):
