@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,8 @@ console = Console(stderr=True)
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 Base = Annotated[Path | None, typer.Option("--model", help="Folder of another digits LLaVA, from train-base --out.")]
-BUDGETS = "4,8,12,16,24,32,64"
+BUDGETS = {"digits": "4,8,12,16,24,32,64"}
+OTHER_BUDGETS = "64,128,192"
 Resume = Annotated[bool, typer.Option(help="Go on with what an earlier run left in the folder.")]
 
 
@@ -62,6 +64,17 @@ def whole(name: str, text: str) -> int:
     """A count out of a list of the command line."""
     if not text.isdecimal():
         raise ValueError(f"{name} must hold whole numbers, got {text!r}")
+    return int(text)
+
+
+def budget(text: str) -> int | float | None:
+    """A count, a fraction of the image's tokens, or None for the method's own count."""
+    if text == "own":
+        return None
+    if re.fullmatch(r"[01]?\.[0-9]+", text):
+        return float(text)
+    if not text.isdecimal():
+        raise ValueError(f"budgets must hold whole numbers, fractions such as 0.25, or own; got {text!r}")
     return int(text)
 
 
@@ -146,31 +159,40 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
 
 @app.command("eval")
 def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names with commas, or all.")] = "all",
-             budgets: Annotated[str, typer.Option("--budgets", "-k", help="Counts, or own: the method's.")] = BUDGETS,
-             out: Out = Path("runs/eval"), base: Base = None,
+             budgets: Annotated[str | None, typer.Option("--budgets", "-k", help="Counts, fractions of the image's "
+                                                         "tokens such as 0.25, or own: the method's.")] = None,
+             out: Out = Path("runs/eval"),
+             model: Annotated[str | None, typer.Option(help="Folder of a model, or its name on the hub; default: the "
+                                                       "small LLaVA of the digits.")] = None,
              pruner: Annotated[list[Path] | None, typer.Option(help="Folder of a trained pruner; repeatable.")] = None,
              task: Annotated[str, typer.Option(help="What is asked.")] = "digits",
-             samples: Annotated[int, typer.Option(help="Questions per cell.")] = 768,
+             task_option: Annotated[list[str] | None, typer.Option(help="key=value of the task; repeatable.")] = None,
+             samples: Annotated[str, typer.Option(help="Questions per cell, or all.")] = "768",
              seed: Annotated[int, typer.Option(help="Of the questions.")] = 0,
+             batch: Annotated[int | None, typer.Option(help="Prompts at a time; default: the task's.")] = None,
+             new_tokens: Annotated[int | None, typer.Option(help="Longest answer; default: the task's.")] = None,
              latency_batch: Annotated[int, typer.Option(help="Prompts of the timed batch; 0: no timing.")] = 32,
              resume: Resume = True):
     """Measure methods at budgets: accuracy, FLOPs, milliseconds, memory; one JSON line per cell."""
     from . import selectors, tasks
-    from .demo import device
+    from .demo import device, model_for
     from .evaluation.run import EvalConfig, pruners_in
     from .evaluation.run import evaluate as run
-    from .training.base_model import load_base
 
     trained = pruners_in(pruner or [])
     names = listed("methods", methods)
     if names == ["all"]:
         names = [n for n in selectors.available() if n in trained or not selectors.base.find(n).trainable]
-    counts = [None if b == "own" else whole("budgets", b) for b in listed("budgets", budgets)]
-    config = EvalConfig(names, counts, trained, samples=samples, seed=seed, latency_batch=latency_batch)
-    model, processor = load_base(base)
+    counts = [budget(b) for b in listed("budgets", BUDGETS.get(task, OTHER_BUDGETS) if budgets is None else budgets)]
+    config = EvalConfig(names, counts, trained, samples=None if samples == "all" else whole("samples", samples),
+                        seed=seed, batch=batch, new_tokens=new_tokens, latency_batch=latency_batch)
+    asked = tasks.build(task, **tasks.parse_options(task, task_option or []))
+    if asked.size is not None:  # what is missing is said before a large model is loaded
+        asked.samples("test", config.samples or asked.size, seed)
+    loaded, processor = model_for(task, model)
     with evaluating() as on_cell:
-        name = base.resolve().name if base else "digits-llava"
-        run(model.to(device()), processor, tasks.build(task), out, config, model_name=name, resume=resume, tell=on_cell)
+        name = Path(model).resolve().name if model else "digits-llava"
+        run(loaded.to(device()), processor, asked, out, config, model_name=name, resume=resume, tell=on_cell)
     console.print(f"records: {out / 'records.jsonl'}")
 
 

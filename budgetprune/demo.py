@@ -1,13 +1,15 @@
 """The whole way once: train pruners for a LLaVA, measure them against the full model and all other methods, report."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 from .evaluation import write_report
+from .evaluation.load import load_model
 from .evaluation.run import EvalConfig, evaluate
 from .selectors import available
 from .selectors.base import find
-from .training.base_model import load_base
+from .training.base_model import WORDS, load_base
 from .training.config import TrainConfig
 from .training.data import DigitsStream
 from .training.loop import train_pruner
@@ -41,6 +43,26 @@ def measure(out, pruners: dict[str, Path], *, samples: int = 768, resume: bool =
     evaluate(model.to(device()), processor, build("digits"), out, config, model_name="digits-llava", resume=resume,
              tell=tell)
     return write_report(out)
+
+
+def model_for(task: str, name: str | None):
+    """(model, processor) of a folder or a name on the hub; None: the digits LLaVA, which knows its own task only.
+
+    ValueError: no name, and another task. FileNotFoundError: no model there.
+    """
+    if name is None and task != "digits":
+        raise ValueError(f"model must be given for task {task}: the one that comes with the package knows digits only")
+    if task == "digits" and (name is None or _is_digits(Path(name))):
+        return load_base(name)
+    return load_model(name)
+
+
+def _is_digits(folder: Path) -> bool:
+    """Whether load_base is who to ask for it, or to say why there is none."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return True
+    return (json.loads(config.read_text()).get("text_config") or {}).get("vocab_size") == len(WORDS)
 
 
 def device() -> str:

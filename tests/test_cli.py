@@ -4,8 +4,10 @@ import json
 import sys
 
 import pytest
+import task_files
 
 from budgetprune.cli import main
+from budgetprune.training.base_model import BUNDLED, load_base
 
 
 @pytest.fixture
@@ -45,6 +47,56 @@ def test_lists_may_be_written_with_spaces_or_commas(run, tmp_path, budgets):
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 4
 
 
+def test_a_published_task_is_asked_of_a_model_folder(run, tmp_path):
+    """The digits LLaVA, loaded as any other model is; to it the questions are unknown words."""
+    files = task_files.pope(tmp_path)
+    arguments = ("eval", "--task", "pope", "--task-option", f"annotations={files['annotations']}", "--task-option",
+                 f"images={files['images']}", "--model", BUNDLED, "-m", "none,uniform", "-k", "0.25", "8",
+                 "--samples", "all", "--latency-batch", 0, "--new-tokens", 2, "--batch", 3, "--out", tmp_path / "run")
+    code, said = run(*arguments)
+    assert code == 0, said
+    found = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
+    assert [(r["method"], r["keep"]) for r in found] == [("none", 64), ("uniform", 16), ("uniform", 8)]
+    assert {(r["task"], r["model"], r["samples"]) for r in found} == {("pope:coco_pope_popular", "digits-llava", 4)}
+    assert set(found[0]["metrics"]) == {"precision", "recall", "f1", "yes_ratio"}
+    assert len((tmp_path / "run" / "answers.jsonl").read_text().splitlines()) == 12
+    code, said = run(*arguments, "--task-option", "images=nowhere")
+    assert code == 2 and "task-option images must be given once, got it twice" in said
+
+
+@pytest.mark.parametrize("model, match", [
+    ((), "model must be given for task pope: the one that comes with the package knows digits only"),
+    (("--model", "nowhere"), "model must be a folder or a name on the Hugging Face hub (owner/name), got nowhere"),
+    (("--model", "."), "model must be a folder with a config.json, got ."),
+    (("--model", "no/model"), "model no/model cannot be loaded: "),
+])
+def test_a_model_that_is_not_there_gets_one_clear_line(run, tmp_path, monkeypatch, model, match):
+    files = task_files.pope(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    code, said = run("eval", "--task", "pope", "--task-option", f"annotations={files['annotations']}", "--task-option",
+                     f"images={files['images']}", *model)
+    assert code == 2 and match in " ".join(said.split()) and "Traceback" not in said
+
+
+def test_a_model_of_another_family_is_refused_by_its_class(run, tmp_path):
+    from transformers import BlipConfig, BlipForConditionalGeneration
+
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = BlipConfig(text_config={**small, "vocab_size": 30, "bos_token_id": 1, "sep_token_id": 2},
+                        vision_config={**small, "image_size": 8, "patch_size": 4})
+    load_base()[1].save_pretrained(tmp_path / "blip")
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path / "blip")
+    code, said = run("eval", "--model", tmp_path / "blip", "-m", "uniform", "-k", "8", "--samples", 2)
+    said = " ".join(said.split())
+    assert code == 2 and "model must be one of Llava" in said and "got BlipForConditionalGeneration" in said
+
+
+def test_a_task_option_makes_another_task_of_the_digits(run, tmp_path):
+    code, said = run("eval", "--task-option", "noise=0.1", "-m", "uniform", "-k", "8", "--samples", 2,
+                     "--latency-batch", 0, "--out", tmp_path)
+    assert code == 0 and json.loads((tmp_path / "records.jsonl").read_text())["task"] == "digits,noise=0.1"
+
+
 def test_a_second_run_does_nothing_twice(run, tmp_path):
     arguments = ("eval", "--out", tmp_path, "-m", "uniform", "-k", "8", "--samples", 3, "--latency-batch", 0)
     assert run(*arguments)[0] == 0
@@ -56,9 +108,20 @@ def test_a_second_run_does_nothing_twice(run, tmp_path):
 @pytest.mark.parametrize("arguments, match", [
     (("eval", "-m", "fastvv"), "unknown method 'fastvv'; known: adaptive"),
     (("eval", "-m", "adaptive", "-k", "8"), "adaptive is trained: name the folder of its weights"),
-    (("eval", "-m", "uniform", "-k", "eight"), "budgets must hold whole numbers, got 'eight'"),
+    (("eval", "-m", "uniform", "-k", "eight"), "budgets must hold whole numbers, fractions such as 0.25, or own"),
     (("eval", "-m", "uniform", "-k", "99", "--samples", "1"), "budgets must be in [1, N=64], got 99"),
-    (("eval", "--task", "chess"), "task must be one of digits, got 'chess'"),
+    (("eval", "--task", "chess"), "task must be one of digits, gqa, pope, scienceqa, textvqa, got 'chess'"),
+    (("eval", "--task", "pope"), "task pope needs the option annotations; its options: annotations, images, suffix"),
+    (("eval", "--task", "pope", "--task-option", "annotations"), "task-option must be key=value with a key out of"),
+    (("eval", "--task", "pope", "--task-option", "a=b"), "task pope has no option a; its options: annotations, images"),
+    (("eval", "--task-option", "noise=loud"), "task-option noise must be a number, got 'loud'"),
+    (("eval", "--task-option", "noise=2"), "noise must be in [0, 1], got 2"),
+    (("eval", "--task", "pope", "--task-option", "annotations=a", "--task-option", "images=b"),
+     "annotations must be a file such as coco_pope_popular.json, got a, which is no file"),
+    (("eval", "--samples", "some"), "samples must hold whole numbers, got 'some'"),
+    (("eval", "-m", "uniform", "--samples", "all"), "samples must be a count for task digits, which has no end"),
+    (("eval", "-m", "uniform", "-k", "1.5", "--samples", "1"), "budgets must be in (0, 1] where they are fractions"),
+    (("eval", "-m", "uniform", "--batch", "0"), "batch must be at least 1, got 0"),
     (("eval", "--model", "nowhere"), "no digits LLaVA"),
     (("eval", "--frobnicate"), "No such option: --frobnicate"),
     (("train", "--estimator", "magic"), "estimator must be one of"),

@@ -4,9 +4,11 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import task_files
 from families import make_inputs, make_model
 
 import budgetprune
@@ -111,6 +113,46 @@ def test_the_blocks_of_methods_run(monkeypatch, capsys):
         with pytest.raises(SystemExit) as leave:
             main()
         assert not leave.value.code, capsys.readouterr()
+
+
+def test_the_blocks_of_tasks_run(monkeypatch, tmp_path, capsys):
+    """On files made by hand, asked of the digits LLaVA, to which the questions are unknown words."""
+    from budgetprune import tasks
+    from budgetprune.cli import main
+    from budgetprune.training.base_model import BUNDLED
+
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    for name, make in task_files.MAKE.items():
+        (tmp_path / name).mkdir()
+        options = make(tmp_path / name)
+        if name == "pope":
+            (tmp_path / "coco").mkdir()
+            options["images"].rename("coco/val2014")
+    task_files.rosetta(tmp_path / "textvqa")
+    for line in "".join(blocks("docs/tasks.md", "sh")).splitlines():
+        arguments = [str(BUNDLED) if before == "--model" else "4,8" if value == "64,128,192" else value
+                     for before, value in pairwise(["", *shlex.split(line)])]
+        if "--budgets" not in arguments:
+            arguments += ["--budgets", "4"]
+        monkeypatch.setattr(sys, "argv", arguments + ["--latency-batch", "0", "--new-tokens", "2"])
+        with pytest.raises(SystemExit) as leave:
+            main()
+        assert not leave.value.code, capsys.readouterr()
+        asked.append(arguments[arguments.index("--task") + 1])
+    assert sorted(["digits", *asked]) == list(tasks.available()) and set(asked) == set(task_files.MAKE)
+    (block,) = blocks("docs/tasks.md")
+    exec(block, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[0] == "none 64 +0.0000 +- 0.0000"
+
+
+def test_every_task_has_its_row_and_its_section():
+    from budgetprune import tasks
+
+    page = (ROOT / "docs/tasks.md").read_text()
+    for name in set(tasks.available()) - {"digits"}:
+        assert f"\n| `{name}` | " in page and f"\n### `{name}`\n" in page, name
 
 
 def test_every_method_has_its_section_and_its_row():

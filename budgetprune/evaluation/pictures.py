@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
 
-from .record import read_lines
+from .record import append_lines, read_lines
 
 FILE_NAME = "pictures.jsonl"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -150,3 +150,33 @@ def _hero(uri, picture):
             f'{escape(picture.method)} looks at {len(picture.kept)} of {rows * columns} patches and says '
             f'<b>{escape(picture.prediction) or "nothing"}</b>{"" if picture.right else " (wrong)"}.</figcaption>'
             f'</figure>')
+
+
+def draw(run_dir, samples, replies, scores, kept, grids, cell, most: int) -> None:
+    """Appends what a method kept of the first images: one line per image, with the image's first question.
+
+    An image whose tokens form no grid has no line. cell: the Record that they belong to.
+    """
+    from PIL import Image
+
+    chosen = {}
+    for number, sample in enumerate(samples):
+        if grids[number] is not None:
+            chosen.setdefault(sample.image_id, number)
+    lines = []
+    for index in list(chosen.values())[:most]:
+        sample = samples[index]
+        name = f"images/{sample.image_id}.png"
+        target = Path(run_dir) / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            picture = sample.picture()
+            image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+            aside = target.with_suffix(".part")
+            image.save(aside, "PNG")
+            aside.replace(target)
+        lines.append(json.dumps({"image": name, "task": cell.task, "method": cell.method, "keep": cell.keep,
+                                 "grid": list(grids[index]), "kept": kept[index], "question": sample.question,
+                                 "answer": sample.answer, "prediction": replies[index],
+                                 "right": bool(scores[index] >= 0.5)}))
+    append_lines(Path(run_dir) / FILE_NAME, lines, Picture.from_json)

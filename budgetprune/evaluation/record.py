@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
+from .interval import wilson_interval
+
 FILE_NAME = "records.jsonl"
 _TEXTS = ("task", "model", "method", "commit", "torch", "device", "time")
 _COUNTS = ("keep", "samples", "seed", "prefill_flops", "peak_bytes", "latency_batch")
 _NUMBERS = ("accuracy", "kept_recall", "kept_mean", "layer_mean", "prefill_ms", "decode_ms_per_token")
-_NOT_ALWAYS_WRITTEN = {"kept_mean", "layer_mean", "latency_batch"}
+_NOT_ALWAYS_WRITTEN = {"kept_mean", "layer_mean", "latency_batch", "metrics"}
 _OPTIONAL = {"kept_recall", "prefill_flops", "prefill_ms", "decode_ms_per_token", "peak_bytes"} | _NOT_ALWAYS_WRITTEN
 
 
@@ -28,8 +30,9 @@ class Record:
     keep: K, image tokens kept, an exact count; `kept_mean` is what a method with a count of its own kept on average.
     layer_mean: of a method inside the language model, the image tokens that a layer sees, the mean over the layers;
         papers on such methods give this as their number of tokens.
-    accuracy, kept_recall: fractions; kept_recall is the share of the tokens that matter (where the task knows them)
-        that was kept.
+    accuracy, kept_recall: fractions; accuracy is the mean score of the answers, kept_recall the share of the tokens
+        that matter (where the task knows them) that was kept.
+    metrics: what the task reports of all answers together, {name: number}.
     ci95: [low, high] around accuracy. prefill_flops: per sample. time: ISO 8601.
     latency_batch: prompts in the batch that prefill_ms, decode_ms_per_token and peak_bytes are of.
     Unmeasured values are None. ValueError or TypeError names the field that is out of its range or kind.
@@ -52,6 +55,7 @@ class Record:
     decode_ms_per_token: float | None = None
     peak_bytes: int | None = None
     latency_batch: int | None = None
+    metrics: dict | None = None
     commit: str = ""
     torch: str = ""
     device: str = ""
@@ -76,6 +80,10 @@ class Record:
             _options_text(self.method_options)
         except (TypeError, ValueError) as error:
             raise ValueError(f"method_options must hold JSON values only: {error}") from None
+        if self.metrics is not None and not isinstance(self.metrics, dict):
+            raise TypeError(f"metrics must be a dict, got {type(self.metrics).__name__}")
+        for name, value in (self.metrics or {}).items():
+            self._check_number(f"metrics[{name!r}]", value, False)
         ci95 = self.ci95
         if not isinstance(ci95, (list, tuple)) or len(ci95) != 2:
             raise ValueError(f"ci95 must be [low, high], got {ci95!r}")
@@ -212,23 +220,6 @@ def latest(records) -> list[Record]:
     return list(cells.values())
 
 
-def wilson_interval(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion, valid near 0 and 1 too. Source: Wilson, JASA 1927.
-
-    ValueError: n < 1 or hits outside [0, n].
-    """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    if not 0 <= hits <= n:
-        raise ValueError(f"hits must be in [0, n={n}], got {hits}")
-    z = 1.959963984540054
-    share, spread = hits / n, z * z / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    # Exact at the ends, where rounding could leave the interval just short of the proportion itself.
-    return (0.0 if hits == 0 else max(0.0, centre - half)), (1.0 if hits == n else min(1.0, centre + half))
-
-
 def environment(device=None) -> dict:
     """`commit`, `torch`, `device` and `time` of a record, as they are now.
 
@@ -272,3 +263,7 @@ def _commit():
             return f"budgetprune {version('budgetprune')}"
         except PackageNotFoundError:
             return "unknown"
+
+
+__all__ = ["Record", "append", "append_lines", "cell_key", "environment", "latest", "read", "read_lines",
+           "wilson_interval"]

@@ -57,11 +57,12 @@ class Headline:
 
 
 def option_labels(records) -> dict:
-    """Record key -> label: the method, with those options added that tell apart variants of one method."""
+    """Record key -> label: the method, with those options added that tell apart variants of one method. The fraction
+    of a budget is none: cells at several of them are one curve."""
     variants = {}
     for record in records:
         options = {name: json.dumps(value, sort_keys=True) if not isinstance(value, str) else value
-                   for name, value in record.method_options.items()}
+                   for name, value in record.method_options.items() if name != "fraction"}
         variants.setdefault(record.method, []).append((record, options))
     labels = {}
     for method, members in variants.items():

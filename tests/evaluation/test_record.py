@@ -20,14 +20,16 @@ FIELDS = ["task", "model", "method", "keep", "method_options", "accuracy", "ci95
 def test_a_line_has_exactly_the_documented_fields():
     assert sorted(json.loads(CELL.to_json())) == sorted(FIELDS)
     assert sorted(json.loads(replace(CELL, kept_mean=7.5).to_json())) == sorted([*FIELDS, "kept_mean"])
+    assert json.loads(replace(CELL, metrics={"f1": 0.8}).to_json())["metrics"] == {"f1": 0.8}
 
 
 def test_a_record_comes_back_as_it_went(tmp_path):
     odd = replace(CELL, task="Ünïcode \u2028 \"quoted\"\n", kept_recall=None, prefill_flops=None, prefill_ms=None,
                   decode_ms_per_token=None, peak_bytes=None, method_options={"b": [1, {"c": None}], "a": "x"}, seed=-1)
-    for record in (CELL, odd, replace(CELL, kept_mean=7.5)):
+    more = replace(CELL, kept_mean=7.5, metrics={"f1": 0.8, "yes_ratio": 0})
+    for record in (CELL, odd, more):
         append(tmp_path / "new" / "records.jsonl", record)
-    assert read(tmp_path / "new" / "records.jsonl") == [CELL, odd, replace(CELL, kept_mean=7.5)]
+    assert read(tmp_path / "new" / "records.jsonl") == [CELL, odd, more]
 
 
 def test_an_absent_file_is_an_empty_list(tmp_path):
@@ -93,6 +95,9 @@ def test_a_bad_line_elsewhere_is_an_error_that_names_it(tmp_path, line, words):
     ({"method": ""}, ValueError, "method must not be empty"),
     ({"device": None}, TypeError, "device must be a str, got NoneType"),
     ({"method_options": {"x": {1, 2}}}, ValueError, "method_options must hold JSON values"),
+    ({"metrics": {"f1": float("nan")}}, ValueError, r"metrics\['f1'\] must be finite"),
+    ({"metrics": {"f1": "high"}}, TypeError, r"metrics\['f1'\] must be a number, got str"),
+    ({"metrics": [0.8]}, TypeError, "metrics must be a dict, got list"),
     ({"method_options": None}, TypeError, "method_options must be a dict"),
     ({"time": "yesterday"}, ValueError, "yesterday"),
 ])

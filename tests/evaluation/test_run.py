@@ -5,7 +5,7 @@ import torch
 
 import budgetprune
 from budgetprune import tasks
-from budgetprune.evaluation import measure, pictures, record
+from budgetprune.evaluation import answers, measure, pictures, record
 from budgetprune.evaluation.run import EvalConfig, evaluate, prepare
 from budgetprune.training.base_model import build_digits_llava
 
@@ -152,15 +152,14 @@ def test_a_method_with_its_own_count_may_stand_beside_one_without():
     assert EvalConfig(["none"], []).cells(64) == [("none", 64)]
 
 
-def test_a_model_whose_images_differ_in_their_tokens_is_refused_before_anything_is_written(digits, tmp_path):
-    from families import make_model
-
-    (tmp_path / "records.jsonl").write_text("")
-    config = EvalConfig(["uniform"], [8], samples=2)
-    with pytest.raises(ValueError, match="model must give every image the same number of image tokens, which budgets "
-                                         "are counts of; in Qwen2VLForConditionalGeneration it depends on the image"):
-        evaluate(make_model("qwen2_vl"), *digits[1:], tmp_path, config, model_name="x", resume=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
+def test_every_answer_is_a_line_beside_the_records(digits, finished):
+    said, task = answers.read(finished[0]), digits[2]
+    samples = task.samples("test", 12, 0)
+    for r in record.read(finished[0] / "records.jsonl"):
+        own = said[r.key()]
+        assert list(own) == [str(number) for number in range(12)] and r.metrics is None
+        assert sum(a.score for a in own.values()) / 12 == r.accuracy
+        assert all(a.score is task.score(a.prediction, s) for a, s in zip(own.values(), samples))
 
 
 def test_a_budget_beyond_the_image_is_refused(digits, tmp_path):

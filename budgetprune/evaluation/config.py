@@ -1,0 +1,115 @@
+"""What is evaluated, and which cells that makes."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..budget import TokenBudget
+from ..checked import LARGEST_SEED, integer
+from ..models.adapter import WEIGHTS, read_config
+from ..selectors.base import find
+from .summary import FULL
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is evaluated.
+
+    methods: names. budgets: counts K or fractions of the image's tokens, one cell each; None: the method's own count,
+        where it has one. The full model (`none`) has one cell, all tokens.
+    pruners: folder of the trained weights of each trainable method. options: options of each method.
+    samples: questions of the test split, drawn from `seed`; None: all of them. batch: prompts at a time, new_tokens:
+        longest answer; None: as the task has it.
+    latency_batch: prompts of the timed batch, which is never larger than `batch`; 0 leaves time and memory out.
+    images: pictures for the report.
+    """
+
+    methods: Sequence[str]
+    budgets: Sequence[int | float | None]
+    pruners: dict[str, Path] = field(default_factory=dict)
+    options: dict[str, dict] = field(default_factory=dict)
+    samples: int | None = 768
+    seed: int = 0
+    batch: int | None = None
+    new_tokens: int | None = None
+    latency_batch: int = 32
+    images: int = 6
+
+    def __post_init__(self):
+        for name, least in (("samples", 1), ("batch", 1), ("new_tokens", 1), ("latency_batch", 0), ("images", 0)):
+            if getattr(self, name) is not None or name in ("latency_batch", "images"):
+                integer(name, getattr(self, name), least)
+        integer("seed", self.seed, most=LARGEST_SEED)
+        if isinstance(self.methods, str) or not self.methods:
+            raise ValueError(f"methods must be a sequence of at least one name, got {self.methods!r}")
+        for method in self.methods:
+            if find(method).trainable and method not in self.pruners:
+                raise ValueError(f"{method} is trained: name the folder of its weights (`budgetprune train` makes one)")
+        for method, folder in self.pruners.items():
+            if method not in self.methods:
+                raise ValueError(f"pruners must be of methods that are evaluated, {', '.join(self.methods)}; got "
+                                 f"{folder}, which is of {method}")
+        pruned = [method for method in self.methods if method != FULL]
+        if pruned and not self.budgets:
+            raise ValueError("budgets must name at least one count, got none")
+        for keep in self.budgets:
+            if isinstance(keep, float):
+                if not 0 < keep <= 1:
+                    raise ValueError(f"budgets must be in (0, 1] where they are fractions, got {keep}")
+            elif keep is not None:
+                integer("budgets", keep, 1)
+        if pruned and set(self.budgets) == {None} and not any(find(method).adaptive_count for method in pruned):
+            raise ValueError(f"budgets must name a count where no method has its own, got only their own of "
+                             f"{', '.join(pruned)}")
+
+    def options_of(self, method: str) -> dict:
+        """What tells this method's cells apart: its options, and of a trained one its saved options and its weights.
+
+        FileNotFoundError: no pruner in its folder. ValueError: the folder holds another method.
+        """
+        if method not in self.pruners:
+            return dict(self.options.get(method, {}))
+        folder = Path(self.pruners[method])
+        saved = read_config(folder)
+        if saved["method"] != method:
+            raise ValueError(f"{folder} holds a pruner of {saved['method']}, not of {method}")
+        files = [folder / name for name in (WEIGHTS, "adapter_model.safetensors") if (folder / name).is_file()]
+        weights = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        return {**saved["options"], "weights": weights[:8]}
+
+    def cells(self, tokens: int | None) -> list[tuple[str, int | float | None]]:
+        """(method, K) of every cell; a method without a count of its own has no cell for None.
+
+        tokens: N where every image has as many, and a fraction is a count; None: where images differ, the full
+        model's K is None, fractions stay what they are, and a count beyond an image keeps all of it.
+        """
+        found = []
+        for method in self.methods:
+            if method == FULL:
+                found.append((method, tokens))
+                continue
+            for keep in self.budgets:
+                if keep is None and not find(method).adaptive_count:
+                    continue
+                if isinstance(keep, float) and tokens is not None:
+                    keep = TokenBudget.from_ratio(tokens, keep)
+                if keep is not None and tokens is not None and not 1 <= keep <= tokens:
+                    raise ValueError(f"budgets must be in [1, N={tokens}], got {keep}")
+                if (method, keep) not in found:  # a fraction may be a count that is there
+                    found.append((method, keep))
+        return found
+
+
+def pruners_in(folders: Sequence[Path]) -> dict[str, Path]:
+    """{method: folder} of trained pruners.
+
+    FileNotFoundError: a folder has none. ValueError: two have one method, or one cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for folder in map(Path, folders):
+        method = read_config(folder)["method"]
+        if method in found:
+            raise ValueError(f"pruners must be of different methods, {found[method]} and {folder} are both {method}")
+        found[method] = folder
+    return found
