@@ -39,6 +39,24 @@ def test_train_eval_and_report_hang_together(run, tmp_path):
     assert code == 0 and (records / "report.html").stat().st_size > 10_000
 
 
+def test_a_pruner_is_trained_and_measured_on_another_task(run, tmp_path):
+    pruner, records = tmp_path / "pruner", tmp_path / "eval"
+    code, said = run("train", "--task", "shapes", "--out", pruner, "--steps", 2, "--batch-size", 4)
+    assert code == 0, said
+    code, said = run("eval", "--task", "shapes", "--pruner", pruner, "-m", "none,adaptive", "-k", "8", "--samples", 9,
+                     "--latency-batch", 0, "--out", records)
+    assert code == 0, said
+    full, adaptive = (json.loads(line) for line in (records / "records.jsonl").read_text().splitlines())
+    assert (full["task"], full["model"], full["keep"], adaptive["keep"]) == ("shapes", "shapes-llava", 64, 8)
+    assert set(full["metrics"]) == {"yesno", "count", "position"} and full["kept_recall"] == 1
+    assert sum(full["metrics"].values()) / 3 == pytest.approx(full["accuracy"])
+    code, said = run("train", "--out", pruner, "--steps", 2, "--batch-size", 4)
+    assert code == 2 and "holds a run on the task shapes; choose another folder" in " ".join(said.split())
+    code, said = run("train", "--task", "gqa", "--out", tmp_path / "other")
+    said = " ".join(said.split())
+    assert code == 2 and "task must be one that draws its own images (digits, shapes), got gqa" in said
+
+
 @pytest.mark.parametrize("budgets", [("4", "8"), ("4,8",), ("4 8",), ("4,", "8")])
 def test_lists_may_be_written_with_spaces_or_commas(run, tmp_path, budgets):
     code, said = run("eval", "--budgets", *budgets, "--methods", "uniform", "random", "--samples", 2,

@@ -153,20 +153,28 @@ def find_base(path=None, task: str = FIRST) -> tuple[Path, str]:
     raise FileNotFoundError(f"no {task} LLaVA (config.json, model.safetensors) in {tried}")
 
 
-def load_base(path=None, task: str = FIRST):
-    """(model, processor) of a task, from `path`, else from this user's own training, else from the package; logs which.
+def load_base(path=None, task: str | None = None):
+    """(model, processor) from `path`, else from this user's own training, else from the package; logs which.
+
+    Args:
+        path: folder of a model. task: which it must know; without a path, by default the first there was.
 
     Raises:
         FileNotFoundError: see find_base.
+        ValueError: the model does not know the words of the task.
     """
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
     from transformers.utils import logging as loading
 
-    place, kind = find_base(path, task)
-    log.info("%s LLaVA: %s, %s", task, kind, place)
+    place, kind = find_base(path, task or FIRST)
+    log.info("%s LLaVA: %s, %s", task or ("small" if path else FIRST), kind, place)
     shown = loading.is_progress_bar_enabled()
     loading.disable_progress_bar()  # half a megabyte is there before a bar is
     model = LlavaForConditionalGeneration.from_pretrained(place, dtype=torch.float32, local_files_only=True)
     if shown:
         loading.enable_progress_bar()
-    return model.eval(), LlavaProcessor.from_pretrained(place, local_files_only=True)
+    processor = LlavaProcessor.from_pretrained(place, local_files_only=True)
+    known = processor.tokenizer.get_vocab()
+    if unknown := [word for word in (drawn(task).drawings.words if task else ()) if word not in known]:
+        raise ValueError(f"model must be a LLaVA trained for {task}, got {place}, which does not know {unknown[0]!r}")
+    return model.eval(), processor

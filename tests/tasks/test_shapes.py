@@ -304,7 +304,8 @@ def test_clutter_outside_0_to_1_is_refused():
 @pytest.mark.parametrize("answer, prediction, right", [
     ("3", "3", True), ("3", "3 </s>", True), ("3", "It is 3.", True), ("3", "3 or 4", False), ("3", "", False),
     ("yes", "Yes, there is", True), ("yes", "no", False), ("no", "yes no", False), ("no", "no", True),
-    ("red", "red", True), ("red", "red blue", False), ("circle", "the circle.", True), ("circle", "circle square", False), ("circle", "circles", False),
+    ("red", "red", True), ("red", "red blue", False),
+    ("circle", "the circle.", True), ("circle", "circle square", False), ("circle", "circles", False),
 ])
 def test_score_wants_the_one_answer_and_no_other(answer, prediction, right):
     sample = Sample(np.zeros((4, 4, 3), np.uint8), "q", answer, None, "0", about={"kind": "count"})

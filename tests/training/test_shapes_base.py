@@ -86,6 +86,24 @@ def test_padding_behind_a_sequence_changes_nothing_of_its_loss(untrained):
         torch.testing.assert_close(model(**row).loss, model(**bare).loss)
 
 
+def test_padding_behind_a_sequence_changes_nothing_of_a_pruned_loss_either(untrained):
+    model, processor = untrained
+    inputs = batch_inputs(TASK.draw("train", 40, 4), processor)
+    lengths = inputs["attention_mask"].sum(1)
+    short = int(lengths.argmin())
+    row = {name: value[short:short + 1] for name, value in inputs.items()}
+    bare = {name: value if name == "pixel_values" else value[:, :lengths[short]] for name, value in row.items()}
+    for method, training in (("uniform", False), ("adaptive", False), ("adaptive", True)):
+        torch.manual_seed(0)
+        with budgetprune.prune(model, method, keep=9, **({"train_keep": (9, 9)} if method == "adaptive" else {})):
+            model.train(training)
+            if training:
+                model.budget_pruner.set_noise(False)
+            with torch.no_grad():
+                torch.testing.assert_close(model(**row).loss, model(**bare).loss, msg=f"{method}, {training}")
+            model.eval()
+
+
 def test_every_word_of_the_task_is_one_token(untrained):
     tokenizer = untrained[1].tokenizer
     assert len(set(TASK.drawings.words)) == len(TASK.drawings.words) == len(tokenizer) - 5
@@ -150,6 +168,12 @@ def test_each_task_has_its_own_place(tmp_path, monkeypatch):
     assert find_base(task="shapes") == (tmp_path / "shapes", "cache") and find_base()[1] == "bundled"
     with pytest.raises(FileNotFoundError, match="no pope LLaVA"):
         find_base(task="pope")
+
+
+def test_a_model_of_another_task_is_refused(bundled):
+    with pytest.raises(ValueError, match="trained for shapes, got .*digits-llava, which does not know 'circle'"):
+        load_base(base_model.CHECKPOINTS / "digits-llava", "shapes")
+    assert len(load_base(BUNDLED)[1].tokenizer) == len(bundled[1].tokenizer)
 
 
 # ---- the bundled model
