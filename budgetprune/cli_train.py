@@ -38,8 +38,8 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
           seed: Annotated[int, typer.Option(help="Of weights, data, noise and counts.")] = 0, resume: Resume = True,
           task: DrawnTask = "digits"):
     """Train a pruner for the small LLaVA of a task on the language-model loss alone."""
-    from .demo import train_task_pruner
     from .training.config import TrainConfig
+    from .training.task_pruner import train_task_pruner
 
     options = {"estimator": estimator, "fusion": fusion, "tau": tau, "use_cls": use_cls}
     config = TrainConfig(method=method, options=options, k_min=k_min, k_max=k_max, steps=steps, batch_size=batch_size,
