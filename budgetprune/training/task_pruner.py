@@ -31,7 +31,7 @@ def train_task_pruner(out, config: TrainConfig, *, task: str = FIRST, base=None,
 
 
 def begin_on(task: Task, out: Path, resume: bool) -> None:
-    """Writes into `out` which task it is trained on. ValueError: a run there that would be gone on with is on another."""
+    """Writes into `out` which task it is trained on. ValueError: a run there that this would go on with is not."""
     written = out / TASK_FILE
     if written.is_file():
         before = json.loads(written.read_text())["task"]
