@@ -28,7 +28,7 @@ def example(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setattr(selectors, "_registry", dict(selectors._registry))
     monkeypatch.setattr(families, "_registry", list(families._registry))
-    monkeypatch.setattr(base_model, "user_base_dir", lambda: tmp_path)  # the bundled one, whatever else is here
+    monkeypatch.setattr(base_model, "user_base_dir", lambda task: tmp_path)  # the bundled one, whatever else is here
 
     def load(name):
         spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
