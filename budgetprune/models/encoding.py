@@ -1,5 +1,7 @@
 """One run of a model's encoder: what a method chooses in it, and what becomes of the features."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from ..pruners.relaxation import throttle
 from ..selectors.base import ragged
 from . import attention
 from .base import Family
+from .budget_rows import BudgetRows
 from .choice import Group, Looks, Probe, anchors, gates_of, groups_of, joined, plan_groups, reduced
 from .shrink import check_placeholders
 
@@ -32,6 +35,8 @@ class Encoding:
         # Then an output token must stand where the token was that it is made of.
         self.in_place = self.pruner.positions(family) == "original"
         self.keeps_cls = family.keeps_cls(model, inputs)
+        self.budgets = BudgetRows(model, family, inputs, self.pruner, training=gates) \
+            if self.selector.budget_in_tower else None
         self.probes: dict[str, Probe] = {}
         self.lengths: dict[str, list[int]] = {}
         self.medium, self.plan, self.copies, self.gate, self.strength = None, None, None, None, None
@@ -45,7 +50,8 @@ class Encoding:
         self.probes[medium] = Probe(self.family.has_cls(self.model), self.selector.one_head)
         before, attention.encoding.call = attention.encoding.call, self
         try:
-            return self.encoder(medium)
+            with nullcontext() if self.budgets is None else self.budgets.enter(medium):
+                return self.encoder(medium)
         finally:
             attention.encoding.call = before
 
@@ -55,7 +61,8 @@ class Encoding:
     def choose(self, tokens, grids) -> list[Group]:
         """Plans, or in training draws gates, for images with these tokens ([N_i, C] each, or [B, N, C])."""
         training = self.acts_on is not None
-        counts = self.pruner.counts([len(x) for x in tokens], training=training)
+        counts = self.budgets.counts if self.budgets else \
+            self.pruner.counts([len(x) for x in tokens], training=training)
         groups = groups_of(tokens, grids, self.looks([len(x) for x in tokens]), self.pruner,
                            training or "key" in self.selector.needs)
         if not training:
@@ -98,6 +105,8 @@ class Encoding:
             setattr(looks, name, [x[:, 0] for x in packed] if name == "attention" else packed)
         if "text" in needs:
             looks.text, looks.text_valid = self.text()
+        if self.budgets:
+            looks.budget = self.budgets.states()
         return looks
 
     @torch.no_grad()

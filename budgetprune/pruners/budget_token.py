@@ -24,6 +24,10 @@ class BudgetToken(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(integer("vision_hidden_size", width, 1))) \
             if position == "own" else None
 
+    def flops(self) -> int:
+        """2 x multiply-adds of one embedding."""
+        return 2 * sum(m.in_features * m.out_features for m in self.embedding.modules() if isinstance(m, nn.Linear))
+
     def forward(self, budget: Tensor, tower: nn.Module) -> Tensor:
         """[R, C] for budgets [R] or [R, 1], the fractions kept, and the tower they go to."""
         token = self.embedding(budget)
