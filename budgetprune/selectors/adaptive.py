@@ -31,8 +31,8 @@ class Adaptive(nn.Module, Selector):
 
     fusion: "post": the budget joins behind the vision encoder; "encoder": it is one more token inside of it (CLIP,
     SigLIP and Qwen towers; pruners.VisionEncoderWithBudgetToken, whose position is `token_position`), so that features
-    depend on the budget too. Training then goes back through the tower, which costs its activations. An image in crops
-    or frames has a token in each, and their states are averaged.
+    depend on the budget too, and keeping all is not the unpruned model. Training goes back through the tower, which
+    costs its activations. An image in crops or frames has a token in each, and their states are averaged.
     """
 
     name = "adaptive"

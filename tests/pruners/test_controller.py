@@ -94,6 +94,33 @@ def test_every_parameter_gets_a_gradient(conditioning, estimator):
     assert controller.budget.mlp[0].weight.grad.abs().max() > 0
 
 
+def test_a_dot_product_of_budget_and_patch_is_added_to_the_logit():
+    torch.manual_seed(0)
+    controller = VisionTokenController(C, N, conditioning="dot")
+    x, share = features(), torch.tensor([0.1, 0.5, 0.9])
+    patches, embedded = controller.norm(x), controller.budget(share)
+    weight = controller.meet.weight.double()
+    for b in range(B):
+        for n in range(N):
+            own = controller.head(patches[b, n])[0] + controller.position[n]
+            dot = embedded[b].double() @ (weight @ patches[b, n].double()) / C ** 0.5
+            assert float(controller.logits(x, share)[b, n]) == pytest.approx(float(own + dot), abs=1e-5)
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize("state_dim", [None, 5])
+def test_a_state_of_the_encoder_takes_the_place_of_the_embedding(conditioning, state_dim):
+    torch.manual_seed(0)
+    controller = VisionTokenController(C, N, fusion="encoder", conditioning=conditioning, state_dim=state_dim)
+    x, state = features(), torch.randn(B, state_dim or C, requires_grad=True)
+    low, high = (controller.logits(x, torch.full((B,), share), state=state) for share in (0.1, 0.9))
+    assert torch.equal(low, high), "the budget is in the state, and nowhere else"
+    out = controller(x, [2, 5, 9], key=KEY, state=state)
+    assert out.gate.sum(1).tolist() == [2, 5, 9]
+    (out.gate * torch.randn(B, N)).sum().backward()
+    assert (state.grad is None) == (conditioning == "none")
+
+
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"features must be \[B, 16, C\], got shape \[3, 15, 8\]"):
         VisionTokenController(C, N).eval()(features()[:, 1:], 4)
