@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..budget import TokenBudget
+from ..catalog import find
 from ..checked import LARGEST_SEED, integer
 from ..models.adapter import WEIGHTS, read_config
-from ..selectors.base import find
 from .summary import FULL
 
 
