@@ -133,6 +133,7 @@ def train_base(out: Annotated[Path | None, typer.Option("--out", "-o", help="Def
 @app.command()
 def train(out: Out = Path("runs/pruner"), base: Base = None,
           method: Annotated[str, typer.Option("--method", "-m", help="A trained one.")] = "adaptive",
+          keep: Annotated[int | None, typer.Option(help="The one count of a method that is made for one.")] = None,
           k_min: Annotated[int, typer.Option(help="Smallest count drawn in training.")] = 2,
           k_max: Annotated[int, typer.Option(help="Largest count drawn in training.")] = 24,
           steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 300,
@@ -144,12 +145,17 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
           noise: Annotated[float, typer.Option(help="Share of the steps that draw with noise, from the first.")] = 0.3,
           use_cls: Annotated[bool, typer.Option(help="Put a projected CLS before the patches.")] = False,
           lora_rank: Annotated[int, typer.Option(help="LoRA rank on the language model; 0: it stays frozen.")] = 0,
+          option: Annotated[list[str] | None, typer.Option(help="key=value of the method; repeatable.")] = None,
           seed: Annotated[int, typer.Option(help="Of weights, data, noise and counts.")] = 0, resume: Resume = True):
-    """Train a pruner for the digits LLaVA on the language-model loss alone."""
+    """Train a pruner or a compressor for the digits LLaVA on the language-model loss alone."""
+    from .cli_options import options_of
     from .demo import train_digits_pruner
     from .training.config import TrainConfig
 
-    options = {"estimator": estimator, "fusion": fusion, "tau": tau, "use_cls": use_cls}
+    options = options_of(method, option or [], {"estimator": (estimator, "race"), "fusion": (fusion, "add"),
+                                                "tau": (tau, 1.0), "use_cls": (use_cls, False)})
+    if keep is not None:
+        k_min = k_max = keep
     config = TrainConfig(method=method, options=options, k_min=k_min, k_max=k_max, steps=steps, batch_size=batch_size,
                          learning_rate=learning_rate, noise=noise, lora_rank=lora_rank, seed=seed)
     with training(steps, method) as on_step:
@@ -174,7 +180,7 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
              latency_batch: Annotated[int, typer.Option(help="Prompts of the timed batch; 0: no timing.")] = 32,
              resume: Resume = True):
     """Measure methods at budgets: accuracy, FLOPs, milliseconds, memory; one JSON line per cell."""
-    from . import selectors, tasks
+    from . import catalog, tasks
     from .demo import device, model_for
     from .evaluation.run import EvalConfig, pruners_in
     from .evaluation.run import evaluate as run
@@ -182,7 +188,7 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
     trained = pruners_in(pruner or [])
     names = listed("methods", methods)
     if names == ["all"]:
-        names = [n for n in selectors.available() if n in trained or not selectors.base.find(n).trainable]
+        names = [n for n in catalog.available() if n in trained or not catalog.find(n).trainable]
     counts = [budget(b) for b in listed("budgets", BUDGETS.get(task, OTHER_BUDGETS) if budgets is None else budgets)]
     config = EvalConfig(names, counts, trained, samples=None if samples == "all" else whole("samples", samples),
                         seed=seed, batch=batch, new_tokens=new_tokens, latency_batch=latency_batch)
@@ -248,13 +254,14 @@ app.command()(plan)
 @app.command("list")
 def list_all():
     """The methods and tasks there are."""
-    from . import selectors, tasks
+    from . import catalog, tasks
 
     table = Table("method", "where", "in one line")
-    for name in selectors.available():
-        cls = selectors.base.find(name)
+    for name in catalog.available():
+        cls = catalog.find(name)
         where = "in the language model" if cls.place == "llm" else "before it"
-        table.add_row(name, where + (", trained" if cls.trainable else ""), (cls.__doc__ or "").strip().splitlines()[0])
+        trained = ", trained for one count" if cls.fixed_count else ", trained" if cls.trainable else ""
+        table.add_row(name, where + trained, (cls.__doc__ or "").strip().splitlines()[0])
     Console().print(table)
     Console().print("tasks: " + ", ".join(tasks.available()))
 

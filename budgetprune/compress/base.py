@@ -102,7 +102,8 @@ class Compressor(nn.Module, Selector):
                 self.projector = self._copied(projector)
             self.site, self.count = site, keep
         elif self.site != site:
-            raise ValueError(f"method must be a {self.name} that is new or was made for this model, got one for {self.site}")
+            raise ValueError(f"method must be a {self.name} that is new or was made for this model, got one that was "
+                             f"made for {self.site}")
         self.require([keep])
 
     def _copied(self, projector):

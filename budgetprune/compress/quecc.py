@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from math import gcd
 
-import torch
 from torch import Tensor, nn
 
 from ..checked import integer, shown

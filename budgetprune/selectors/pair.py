@@ -10,8 +10,9 @@ from .base import Selector, find, made
 def methods_of(method, options: dict, find=find) -> tuple[Selector, Selector | None]:
     """The method, or the two, that prune() was given: by name, as a Selector, or as a pair of names or of Selectors.
 
-    find: gives the class of a name. Of two names each gets the options that it has. ValueError: options beside a Selector, options of neither or of
-    both, or two methods that do not follow each other. TypeError: anything else than names and Selectors.
+    find: gives the class of a name. Of two names each gets the options that it has. ValueError: options beside a
+    Selector, options of neither or of both, or two methods that do not follow each other. TypeError: anything else than
+    names and Selectors.
     """
     if isinstance(method, str) and "+" not in method:
         return made(find(method), **options), None
