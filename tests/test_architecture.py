@@ -30,8 +30,8 @@ MAY_IMPORT = {
     "integrations": {"budget", "checked", "ops", "selectors"},
     "demo": {"catalog", "training", "evaluation", "selectors", "tasks"},
     "study": {"checked", "demo", "models", "training", "evaluation", "tasks"},
-    "cli": {"budget", "catalog", "checked", "compress", "demo", "doctor", "training", "evaluation", "selectors", "study",
-            "tasks", "cost"},
+    "cli": {"budget", "catalog", "checked", "compress", "cost", "demo", "doctor", "evaluation", "selectors", "study",
+            "tasks", "training"},
     "__main__": {"cli"},
 }
 # Packages that importing one of our rooms may not wake, and the rooms where they are at home.

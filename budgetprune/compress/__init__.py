@@ -3,9 +3,9 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import Compressor, Site, available, find
+from .base import Compressor, Site, available, find, priced
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Compressor", "Site", "available", "find"]
+__all__ = ["Compressor", "Site", "available", "find", "priced"]

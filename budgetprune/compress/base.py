@@ -156,6 +156,16 @@ class Compressor(nn.Module, Selector):
         return TokenPlan(kept.expand(len(keep), -1), lists)
 
 
+def priced(method: Compressor, shape, keep: int, words: int) -> int:
+    """FLOPs of compressing one image in a model of this shape (a cost.VlmShape), with reading a question of so many
+    words where the method hears one. The method is new, and has no weights worth having behind it."""
+    tower, side = shape.tower, round(shape.tower.patches**0.5)
+    site = Site(tower.hidden * shape.feature_layers, (side, side), tower.hidden, tower.layers, shape.decoder.hidden)
+    with torch.device("meta"):
+        method.bind(site, keep)
+    return method.flops(site.tokens, site.width, keep) + method.asking_flops(words, shape.decoder)
+
+
 def linear_flops(module: nn.Module) -> int:
     """2 x multiply-adds of one vector through all linear layers of a module."""
     return 2 * sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
