@@ -48,13 +48,14 @@ for name, command in (("train-base", train_base), ("train", train), ("eval", eva
 @app.command("list")
 def list_all():
     """The methods and tasks there are."""
-    from . import selectors, tasks
+    from . import catalog, tasks
 
     table = Table("method", "where", "in one line")
-    for name in selectors.available():
-        cls = selectors.base.find(name)
+    for name in catalog.available():
+        cls = catalog.find(name)
         where = "in the language model" if cls.place == "llm" else "before it"
-        table.add_row(name, where + (", trained" if cls.trainable else ""), (cls.__doc__ or "").strip().splitlines()[0])
+        trained = ", trained for one count" if cls.fixed_count else ", trained" if cls.trainable else ""
+        table.add_row(name, where + trained, (cls.__doc__ or "").strip().splitlines()[0])
     Console().print(table)
     Console().print("tasks: " + ", ".join(tasks.available()))
 

@@ -11,7 +11,7 @@ from .cli_output import listed, whole
 
 def cost(model: Annotated[str, typer.Argument(help="A known model, or a folder with config.json.")] = "llava-1.5-7b",
          keep: Annotated[str, typer.Option("--keep", "-k", help="Image tokens kept.")] = "288,144,64,32",
-         method: Annotated[str, typer.Option("--method", "-m", help="Inside the decoder, such as fastv.")] = "",
+         method: Annotated[str, typer.Option("--method", "-m", help="Inside the decoder, or a compressor.")] = "",
          text: Annotated[int, typer.Option("--text", help="Text tokens of the prompt.")] = 64,
          crops: Annotated[int, typer.Option(help="Crops of the image (LLaVA-NeXT: up to 5).")] = 1):
     """What a budget costs: FLOPs and cache bytes of a model, by formula."""
@@ -26,20 +26,28 @@ def cost(model: Annotated[str, typer.Argument(help="A known model, or a folder w
     if max(keeps) > tokens:
         raise ValueError(f"keep must be at most {tokens}, the image tokens of {crops} crops, got {max(keeps)}")
     keeps = TokenBudget(keeps).counts([tokens] * len(keeps))  # as prune keeps them: one token at least
-    stages = None
+    stages, own = None, dict.fromkeys(keeps, 0)
     if method:
-        from .selectors import build
+        from .catalog import build
 
         chosen = build(method)
-        if chosen.place != "llm":
-            raise ValueError(f"method must act inside the decoder, {method} does not: its cost is that of keep alone")
+        if chosen.fixed_count:
+            from .compress import priced
 
-        def stages(kept):
-            return chosen.stages(tokens, kept, shape.decoder.layers)
+            if crops > 1:
+                raise ValueError(f"crops must be 1 with {method}, which compresses one grid of patches, got {crops}")
+            own = {kept: priced(build(method), shape, kept, text) for kept in keeps}
+        elif chosen.place != "llm":
+            raise ValueError(f"method must act inside the decoder, {method} does not: its cost is that of keep alone")
+        else:
+            def stages(kept):
+                return chosen.stages(tokens, kept, shape.decoder.layers)
     rows = Table("kept", "over layers", "sequence", "prefill GFLOPs", "of full", "decode GFLOPs/token", "KV cache MiB",
                  title=f"{model}, {tokens} image and {text} text tokens, 2 x multiply-adds, 16-bit cache")
     for row in table(shape, keeps, text, image_tokens_in=tokens, stages=stages):
-        rows.add_row(str(row.keep), f"{row.layer_mean:.1f}", str(row.sequence), f"{row.prefill_flops / 1e9:,.3f}",
-                     f"{row.prefill_share:.1%}", f"{row.decode_flops_per_token / 1e9:,.3f}",
+        flops = row.prefill_flops + own[row.keep]
+        share = row.prefill_share * flops / row.prefill_flops
+        rows.add_row(str(row.keep), f"{row.layer_mean:.1f}", str(row.sequence), f"{flops / 1e9:,.3f}",
+                     f"{share:.1%}", f"{row.decode_flops_per_token / 1e9:,.3f}",
                      f"{row.kv_bytes / 2**20:,.2f}")
     Console().print(rows)

@@ -27,7 +27,7 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
              latency_batch: Annotated[int, typer.Option(help="Prompts of the timed batch; 0: no timing.")] = 32,
              resume: Resume = True):
     """Measure methods at budgets: accuracy, FLOPs, milliseconds, memory; one JSON line per cell."""
-    from . import selectors, tasks
+    from . import catalog, tasks
     from .demo import device, model_for
     from .evaluation.run import EvalConfig, pruners_in
     from .evaluation.run import evaluate as run
@@ -35,7 +35,7 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
     trained = pruners_in(pruner or [])
     names = listed("methods", methods)
     if names == ["all"]:
-        names = [n for n in selectors.available() if n in trained or not selectors.base.find(n).trainable]
+        names = [n for n in catalog.available() if n in trained or not catalog.find(n).trainable]
     counts = [budget(b) for b in listed("budgets", BUDGETS.get(task, OTHER_BUDGETS) if budgets is None else budgets)]
     config = EvalConfig(names, counts, trained, samples=None if samples == "all" else whole("samples", samples),
                         seed=seed, batch=batch, new_tokens=new_tokens, latency_batch=latency_batch)

@@ -39,7 +39,8 @@ def cost_of(model, family, active, pruning, heard, prompts, config, tokens: int 
 
 
 def _flops(shape, selector, tokens, kept, text):
-    """Of one sample where every image has N tokens. `tokens` are those that methods choose among; CLS may join them."""
+    """Of one sample where every image has N tokens. `tokens` are those that methods choose among; CLS may join them.
+    A method that asks the language model is counted as if all text of the prompt were the question."""
     tokens_in, depth = shape.tokens_per_crop, shape.decoder.layers
     inside = selector is not None and selector.place == "llm"
     late = inside or (selector is not None and selector.after_projector)
@@ -47,7 +48,8 @@ def _flops(shape, selector, tokens, kept, text):
                          stages=selector.stages(tokens_in, kept, depth) if inside else (),
                          projected="all" if late else "kept",
                          selector_flops=selector.flops(tokens, shape.decoder.hidden if late else shape.tower.hidden,
-                                                       kept) if selector else 0).total
+                                                       kept) + selector.asking_flops(text, shape.decoder)
+                         if selector else 0).total
 
 
 def _varying_flops(shape, selector, heard):

@@ -79,6 +79,8 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
             replies, kept = [one.answer for one in heard], [one.kept for one in heard]
             scores = [scored(task, reply, sample) for reply, sample in zip(replies, samples, strict=True)]
             result = assess(samples, replies, scores, kept, [one.count for one in heard], task)
+            if pruning is not None and pruning.selector.fixed_count:
+                result["kept_recall"] = None
             costs = cost_of(model, family, active, pruning, heard, prompts, config, tokens)
         extra = {"count": "own"} if budget == "own" else {"fraction": keep} if isinstance(keep, float) else {}
         done[cell] = Record(task=task.label, model=model_name, method=method,
@@ -148,6 +150,8 @@ def generate(model, processor, prompts, pruning, family: Family, new_tokens: int
         plan = pruning.plan if pruning is not None else None
         if plan is None:  # the full model, or a mid-LLM method that had nothing to drop
             kept, counts = [list(range(n)) for n in tokens], tokens
+        elif pruning.selector.fixed_count:  # it reads all patches, and keeps none
+            kept, counts = [list(range(n)) for n in tokens], plan.counts()
         else:
             kept = [[n for n in row if n >= 0] for row in plan.kept.tolist()]
             counts = [n + int(getattr(pruning.selector, "use_cls", False)) for n in plan.counts()]
