@@ -26,7 +26,10 @@ MAY_IMPORT = {
     "doctor": {"ops", "training"},
     "integrations": {"budget", "checked", "ops", "selectors"},
     "demo": {"training", "evaluation", "selectors", "tasks"},
-    "cli": {"budget", "checked", "cli_plan", "demo", "doctor", "training", "evaluation", "selectors", "tasks", "cost"},
+    "cli": {"budget", "checked", "cli_cost", "cli_lists", "cli_plan", "demo", "doctor", "training", "evaluation",
+            "selectors", "tasks", "cost"},
+    "cli_cost": {"budget", "checked", "cli_lists", "cost", "evaluation", "selectors"},
+    "cli_lists": set(),
     "cli_plan": {"checked", "cost", "evaluation"},
     "__main__": {"cli"},
 }
@@ -38,7 +41,7 @@ AT_HOME = {
     "sklearn": {"tasks"},
     "tokenizers": {"training"},
     "scipy": {"cost"},
-    "typer": {"cli", "cli_plan"},
+    "typer": {"cli", "cli_cost", "cli_plan"},
     "lmms_eval": {"integrations"},
     "vllm": {"integrations"},
 }
