@@ -57,10 +57,14 @@ def parts(config: Fields):
     """(tower, decoder, names of what was assumed) of a configuration; text fields may lie at its root."""
     tower, notes = tower_of(config.part("vision_config"))
     text = config.part("text_config") if config.has("text_config") else config
-    tied = config.get("tie_word_embeddings", default=None)
-    tied = tied if tied is not None else text.get("tie_word_embeddings", default=None)
-    decoder, more = decoder_of(text, tied_head=tied, notes=True)
+    decoder, more = decoder_of(text, tied_head=tied(config, text), notes=True)
     return tower, decoder, (*notes, *more)
+
+
+def tied(config: Fields, text: Fields) -> bool | None:
+    """Whether the head is the embedding table: the whole model's word counts, then the decoder's; None: neither says."""
+    found = config.get("tie_word_embeddings", default=None)
+    return text.get("tie_word_embeddings", default=None) if found is None else found
 
 
 def two_layers(width: int, out: int, bias: bool = True) -> tuple[tuple[tuple[int, int], ...], int]:

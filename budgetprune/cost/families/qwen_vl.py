@@ -1,7 +1,7 @@
 """Qwen2-VL, Qwen2.5-VL, Qwen3-VL and its mixture of experts: packed pictures, merged patches, deepstack."""
 
 from ..shapes import ProjectorShape, TowerShape, VlmShape
-from .base import Family
+from .base import Family, tied
 from .decoders import decoder_of
 from .fields import Fields
 
@@ -38,8 +38,7 @@ class Qwen2Vl(Family):
     def shape(cls, config):
         vision = config.part("vision_config")
         text = config.part("text_config") if config.has("text_config") else config
-        tied = config.get("tie_word_embeddings", default=None)
-        decoder, notes = decoder_of(text, tied_head=text.get("tie_word_embeddings", default=tied), notes=True)
+        decoder, notes = decoder_of(text, tied_head=tied(config, text), notes=True)
         tower, merge = cls.tower(vision), vision.count("spatial_merge_size", default=2)
         return VlmShape(tower, decoder, cls.merger(vision, tower.hidden, decoder.hidden, merge),
                         model_type=config.get("model_type"), notes=notes)
