@@ -128,7 +128,7 @@ def test_a_second_run_does_nothing_twice(run, tmp_path):
     (("train", "--k-min", "9", "--k-max", "3"), "k_min and k_max must satisfy"),
     (("train", "--steps", "zero"), "'--steps'"),
     (("cost", "llava-1.5-7b", "--keep", "600"), "keep must be at most 576, the image tokens of 1 crops, got 600"),
-    (("cost", "gpt-9"), "model must be one of llava-1.5-7b"),
+    (("cost", "gpt-9"), "model must be one of internvl3-8b, llava-1.5-13b, "),
     (("cost", "--keep", ""), "keep must name at least one, got ''"),
     (("cost", "--keep", " ,"), "keep must name at least one, got ' ,'"),
     (("cost", "--crops", "0"), "crops must be at least 1, got 0"),

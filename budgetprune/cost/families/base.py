@@ -49,8 +49,9 @@ def shape_of(config) -> VlmShape:
 
 def known_shapes() -> dict[str, VlmShape]:
     """The shapes of all published models that families name."""
-    return {name: family.shape(Fields({"model_type": family.model_types[0], **config}, name))
-            for family in _registry for name, config in family.known.items()}
+    found = {name: family.shape(Fields({"model_type": family.model_types[0], **config}, name))
+             for family in _registry for name, config in family.known.items()}
+    return dict(sorted(found.items()))
 
 
 def parts(config: Fields):
