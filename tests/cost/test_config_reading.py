@@ -197,7 +197,7 @@ def llava_json(vision=None, text=None, **more):
 
 @pytest.mark.parametrize("config, match", [
     (t.LlamaConfig(**TEXT).to_dict(), "config.vision_config must be there: llama is no vision-language model"),
-    (llava_json(text={"num_hidden_layers": None}), "config.text_config must have num_hidden_layers, it has none; a con"),
+    (llava_json(text={"num_hidden_layers": None}), "config.text_config must have num_hidden_layers, it has none; a"),
     (llava_json(text={"hidden_size": "4096"}), "config.text_config.hidden_size must be a positive int, got '4096'"),
     (llava_json(vision={"image_size": [28, 14]}), r"config.vision_config.image_size must be .* got \[28, 14\]"),
     (llava_json(vision={"depths": [2, 2]}), "config.vision_config.depths means a tower in stages"),
@@ -223,4 +223,4 @@ def test_what_the_encoder_sees_has_to_fit_it(name, arguments, match):
     with pytest.raises(ValueError, match=match):
         prefill_flops(KNOWN[name], 576, 64, 60, **arguments)
     with pytest.raises(ValueError, match="must see crops of one size"):
-        KNOWN["qwen2-vl-7b"].tokens_per_crop
+        str(KNOWN["qwen2-vl-7b"].tokens_per_crop)

@@ -2,7 +2,6 @@
 
 from functools import cache
 
-import families
 import pytest
 import torch
 from families import FAMILIES, make_inputs, make_model
@@ -17,7 +16,6 @@ from budgetprune.cost import (
     prefill_flops,
     see,
     shape_of,
-    tower_flops,
 )
 from budgetprune.selectors import build
 
@@ -82,17 +80,16 @@ def test_every_part_costs_what_torch_counts(name):
         assert found.projector == by_module["model.multi_modal_projector"]
 
 
-@pytest.mark.parametrize("keep", [1, 3])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_prefill_pruned_before_the_decoder_costs_what_torch_counts(name, keep):
+def test_a_prefill_pruned_before_the_decoder_costs_what_torch_counts(name):
+    keep = 3
     model, inputs, shape, tokens, text, seen = prompt(name)
     with budgetprune.prune(model, "uniform", keep=keep):  # which has no products of its own
         truth, _ = counted(lambda: model(**inputs, logits_to_keep=1))
     assert prefill_flops(shape, tokens, keep, text, **seen).total == pytest.approx(truth, rel=1e-3)
 
 
-@pytest.mark.parametrize("method", [("fastv", {"layer": 1}), ("fastv", {"layer": 3}), ("pyramiddrop", {})],
-                         ids=["fastv1", "fastv3", "pyramiddrop"])
+@pytest.mark.parametrize("method", [("fastv", {"layer": 1}), ("pyramiddrop", {})], ids=["fastv", "pyramiddrop"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_prefill_pruned_inside_the_decoder_and_its_next_token_cost_what_torch_counts(name, method):
     model, inputs, shape, tokens, text, seen = prompt(name)

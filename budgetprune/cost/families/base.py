@@ -63,7 +63,7 @@ def parts(config: Fields):
 
 
 def tied(config: Fields, text: Fields) -> bool | None:
-    """Whether the head is the embedding table: the whole model's word counts, then the decoder's; None: neither says."""
+    """Whether the head is the embedding table: by the whole model, else by the decoder; None: neither says."""
     found = config.get("tie_word_embeddings", default=None)
     return text.get("tie_word_embeddings", default=None) if found is None else found
 
