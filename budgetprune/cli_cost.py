@@ -61,14 +61,14 @@ def cost(model: Annotated[str | None, typer.Argument(help="A known model, or a f
 def _budgets(name, shape, keep, method, text, image, crops, batch, on):
     from .budget import TokenBudget
     from .checked import integer
-    from .cost import see, table
+    from .cost import Seen, see, table
 
     if image is not None:
         seen = see(shape, *pixels(image))
     elif shape.packed:
         raise ValueError(f"image must be given as WIDTHxHEIGHT: {name} takes images of any size")
     else:
-        seen = see(shape, 1, 1)._replace(tokens=integer("crops", crops, 1) * shape.tokens_per_crop, crops=crops)
+        seen = Seen(integer("crops", crops, 1) * shape.tokens_per_crop, crops, None)
     tokens = seen.tokens
     if keep is None:
         keeps = sorted({max(1, tokens // part) for part in (2, 4, 9, 18)}, reverse=True)
