@@ -60,6 +60,13 @@ def gemma3():
         image_token_index=IMAGE)
 
 
+def paligemma2():
+    text = t.Gemma2Config(**TEXT, head_dim=24, sliding_window=8)
+    return t.PaliGemmaForConditionalGeneration, t.PaliGemmaConfig(
+        vision_config=t.SiglipVisionConfig(**TOWER, vision_use_head=False, projection_dim=64), text_config=text,
+        image_token_id=IMAGE, projection_dim=64)
+
+
 def idefics3():
     return t.Idefics3ForConditionalGeneration, t.Idefics3Config(
         vision_config=t.models.idefics3.Idefics3VisionConfig(**TOWER), text_config=t.LlamaConfig(**TEXT),
@@ -78,7 +85,8 @@ def mixtral():
         vision_config=t.CLIPVisionConfig(**TOWER), text_config=text, image_token_id=IMAGE)
 
 
-@pytest.mark.parametrize("make", [siglip_with_head, gemma3, idefics3, deepseek, mixtral])
+@pytest.mark.parametrize("make", [siglip_with_head, gemma3, paligemma2, idefics3, deepseek,
+                                  mixtral])
 def test_models_beside_the_families_cost_what_torch_counts(make):
     model = eager(*make())
     if make is mixtral:
@@ -88,10 +96,13 @@ def test_models_beside_the_families_cost_what_torch_counts(make):
     ids = torch.tensor([[1, 5] + [IMAGE] * n + [6, 7, 8]])
     pixels = torch.randn(1, 3, 28, 28)
     inputs = {"pixel_values": pixels[:, None] if make is idefics3 else pixels}
-    if make is gemma3:
-        inputs["token_type_ids"] = (ids == IMAGE).int()
-    truth, _ = counted(lambda: model(input_ids=ids, **inputs, logits_to_keep=1))
+    if make in (gemma3, paligemma2):
+        inputs["token_type_ids"] = (ids == IMAGE).int() if make is gemma3 else torch.zeros_like(ids)
+    truth, out = counted(lambda: model(input_ids=ids, **inputs, logits_to_keep=1, use_cache=True))
     assert prefill_flops(shape, n, n, 5).total == pytest.approx(truth, rel=2e-3)
+    stored = [layer.keys.nbytes + layer.values.nbytes for layer in out.past_key_values.layers]
+    assert kv_bytes(shape.decoder, n + 5, bytes_per_value=4) == stored
+    assert shape.decoder.prefix_lm == (make is paligemma2)
     assert sum(parameters(shape).values()) == sum(p.numel() for p in model.parameters())
     assert bool(shape.notes) == (make is deepseek)
     if make is deepseek:
@@ -143,6 +154,16 @@ def test_windows_of_any_picture_and_of_videos_cost_what_torch_counts(grids):
     found = prefill_flops(shape, tokens, tokens, 1, grids=grids)
     assert found.vision + found.projector == truth
     assert found.vision == tower_flops(shape.tower, grids)
+
+
+def test_a_video_is_as_many_crops_as_frames():
+    """LLaVA-OneVision projects all patches of every frame and then pools them: 2 x 2 of 4 x 4, and one row end."""
+    model = eager(*config_of("llava_onevision"))
+    frames = torch.randn(1, 3, 3, 28, 28)
+    truth, out = counted(lambda: model.model.get_video_features(
+        frames, vision_feature_layer=-1, vision_feature_select_strategy="full"))
+    found = prefill_flops(shape_of(model.config), 3 * 4 + 1, 3 * 4 + 1, 5, crops=3)
+    assert found.vision + found.projector == truth
 
 
 def test_a_packed_picture_without_its_grid_is_near_a_square():
