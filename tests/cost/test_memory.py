@@ -134,6 +134,16 @@ def test_the_roofline_reproduces_the_published_milliseconds_of_adallava(lengths,
     assert operators_ms(work, "v100") == pytest.approx(milliseconds, rel=tolerance)
 
 
+@pytest.mark.parametrize("length, tera, milliseconds", [(698, 9.3, 88.6), (70, 0.91, 15.3)])
+def test_the_roofline_reproduces_the_published_milliseconds_of_prumerge(length, tera, milliseconds):
+    """The same analysis in LLaVA-PruMerge, whole and pruned, where reading the weights is what takes the time. It
+    gives no length: these are the ones that make its FLOPs."""
+    work = [one for layer in decoder_operators(LLAVA.decoder, [length] * 32, [length] * 32, fused=False)
+            for one in layer]
+    assert flops_of(work) == pytest.approx(tera * 1e12, rel=2e-3)
+    assert operators_ms(work, "v100") == pytest.approx(milliseconds, rel=0.0125)
+
+
 def test_every_device_names_its_dtype_and_source():
     for entry in DEVICES.values():
         assert entry.dtype in ("float16", "bfloat16") and "NVIDIA" in entry.source
