@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .cli_lists import listed, whole
+from .cli_output import listed, whole
 
 
 def pixels(text: str) -> tuple[int, int]:
@@ -17,6 +17,14 @@ def pixels(text: str) -> tuple[int, int]:
         raise ValueError(f"image must be WIDTHxHEIGHT in pixels, such as 1024x768, got {text!r}")
     width, height = (whole("image", part) for part in parts)
     return height, width
+
+
+def columns(*names: str, title: str) -> Table:
+    """A table whose figures are never cut off, however narrow the terminal is."""
+    table = Table(title=title, padding=(0, 0) if len(names) > 7 else (0, 1))
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
 
 
 def cost(model: Annotated[str | None, typer.Argument(help="A known model, or a folder with config.json; default: "
@@ -88,12 +96,12 @@ def _budgets(name, shape, keep, method, text, image, crops, batch, on):
 
         def stages(kept):
             return chosen.stages(tokens, kept, shape.decoder.layers)
-    times = ["prefill ms (roofline)", "decode ms/token (roofline)"] if on else []
+    times = ["roofline prefill ms", "roofline decode ms /token"] if on else []
     wide = 2 if on is None else on.bytes_per_value
     many = "" if batch == 1 else f", {batch} prompts"
-    rows = Table("kept", "over layers", "sequence", "prefill GFLOPs", "of full", "decode GFLOPs/token", "KV cache MiB",
-                 *times, title=f"{name}, {tokens} image and {text} text tokens{many}, 2 x multiply-adds, "
-                 f"{8 * wide}-bit cache")
+    title = f"{name}, {tokens} image and {text} text tokens{many}, 2 x multiply-adds, {8 * wide}-bit cache"
+    rows = columns("kept", "over layers", "sequence", "prefill GFLOPs", "of full", "decode GFLOPs /token",
+                   "KV cache MiB", *times, title=title)
     for row in table(shape, keeps, text, image_tokens_in=tokens, stages=stages, crops=seen.crops, grids=seen.grids,
                      batch=batch, bytes_per_value=wide, on=on):
         rows.add_row(str(row.keep), f"{row.layer_mean:.1f}", str(row.sequence), f"{row.prefill_flops / 1e9:,.3f}",
@@ -105,8 +113,8 @@ def _budgets(name, shape, keep, method, text, image, crops, batch, on):
 
 def _followed(rows, run, on):
     times = [f"roofline on {on.name}, of full", "measured / roofline"] if on else []
-    shown = Table("task", "method", "kept", "prefill ms", "of full", "FLOPs, of full", "measured / FLOPs", *times,
-                  title=f"{run}: milliseconds measured, FLOPs by formula")
+    shown = columns("task", "method", "kept", "prefill ms", "of full", "FLOPs, of full", "measured / FLOPs", *times,
+                    title=f"{run}: milliseconds measured, FLOPs by formula")
     for row in rows:
         more = ["", ""] if row.roofline_ratio is None else [f"{row.roofline_share:.1%}", f"{row.roofline_ratio:.2f}"]
         shown.add_row(row.task, row.method, str(row.keep), f"{row.measured_ms:,.2f}", f"{row.measured_share:.1%}",

@@ -9,7 +9,7 @@ from ..checked import one_of
 from ..plan import TokenPlan
 from ..selectors import Selector
 from ..selectors.pair import methods_of, pair_of
-from . import attention, decoder
+from . import attention, budget_rows, decoder
 from .base import family_of
 from .encode import encode, one_tensor_each, project
 from .generation import forward_names, generate
@@ -127,10 +127,14 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     width, patches, _ = family.features(model)
     if method.trainable:
         refuse_sharded(model, method.name)
+    tower = {}
+    if method.budget_in_tower:
+        budget_rows.check(model, family)
+        tower = {"tower": family.vision_tower(model), "state_dim": family.state_width(model)}
     inside = None if second is None else Pruner(second, pair_of(keep)[1], None, seed)
     pruner = Pruner(method, keep, train_keep, seed, inside, positions)
     if method.trainable:  # behind the checks: what they refuse leaves a Selector as it was
-        method.bind(width, patches, model.get_input_embeddings().embedding_dim)
+        method.bind(width, patches, model.get_input_embeddings().embedding_dim, **tower)
     # Not to the model's dtype: a float16 controller cannot be trained, and a bfloat16 one is another one.
     pruner.to(device=device_of(family.tower_attention(model, -1))).train(model.training)
 
@@ -138,6 +142,8 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     try:
         if pruner.llm is not None:
             handles += decoder.install(model, pruner.llm, family)
+        if method.budget_in_tower:  # first, so that our own hook of the projector gets patches only
+            handles += budget_rows.add_hooks(model, family)
         if method.place == "vision":
             if before:
                 handles.append(family.projector(model).register_forward_pre_hook(project))
@@ -197,13 +203,13 @@ def _before_forward(model, args, kwargs):
     pruner = model.budget_pruner
     if pruner.selector.place == "llm":
         return (), decoder.find_prompt(model, pruner, kwargs)
-    family, given, own = pruner.family(model), kwargs.get("mm_encoder_outputs"), None
+    family, given, own, gates = pruner.family(model), kwargs.get("mm_encoder_outputs"), None, False
     if not given and any(kwargs.get(pixels) is not None for pixels in family.media.values()):
         inputs = {name: value for name, value in kwargs.items() if value is not None}
         own = inputs.get("position_ids")  # those may say that sequences are packed
         gates = pruner.selector.trainable and model.training and torch.is_grad_enabled()
         kwargs = encode(model, inputs, gates=gates)
-        if gates:  # every token in every layer: a second method waits
+        if "budgetprune_gate" in kwargs:
             return (), one_tensor_each(family, kwargs)
         given = kwargs["mm_encoder_outputs"]
     else:
@@ -218,7 +224,8 @@ def _before_forward(model, args, kwargs):
         kwargs = one_tensor_each(family, kwargs)
         if pruner.positions(family) == "original" and own is None and not family.mrope:
             kwargs["budgetprune_gaps"] = True
-    return (), kwargs if pruner.inside is None else decoder.find_prompt(model, pruner.inside, kwargs)
+    # While the first method of two trains, the second waits.
+    return (), kwargs if pruner.inside is None or gates else decoder.find_prompt(model, pruner.inside, kwargs)
 
 
 __all__ = ["Pruner", "Pruning", "prune", "unprune"]
