@@ -104,11 +104,16 @@ def _budgets(name, shape, keep, method, text, image, crops, batch, on):
                    "KV cache MiB", *times, title=title)
     for row in table(shape, keeps, text, image_tokens_in=tokens, stages=stages, crops=seen.crops, grids=seen.grids,
                      batch=batch, bytes_per_value=wide, on=on):
-        rows.add_row(str(row.keep), f"{row.layer_mean:.1f}", str(row.sequence), f"{row.prefill_flops / 1e9:,.3f}",
-                     f"{row.prefill_share:.1%}", f"{row.decode_flops_per_token / 1e9:,.3f}",
+        rows.add_row(str(row.keep), f"{row.layer_mean:.1f}", str(row.sequence), f"{_giga(row.prefill_flops)}",
+                     f"{row.prefill_share:.1%}", f"{_giga(row.decode_flops_per_token)}",
                      f"{row.kv_bytes / 2**20:,.2f}",
                      *([f"{row.prefill_roofline_ms:,.2f}", f"{row.decode_roofline_ms:,.2f}"] if on else []))
     return rows
+
+
+def _giga(flops):
+    """Three decimals of small models, one of large ones."""
+    return f"{flops / 1e9:,.1f}" if flops >= 1e11 else f"{flops / 1e9:.3f}"
 
 
 def _followed(rows, run, on):
