@@ -13,7 +13,7 @@ QWEN2_7B = {"model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 3584,
 
 class LlavaOnevision(LlavaNext):
     model_types = ("llava_onevision",)
-    # From the published config.json of llava-hf/llava-onevision-qwen2-7b-ov-hf.
+    # Of llava-hf/llava-onevision-qwen2-7b-ov-hf: SigLIP as its conversion has it, Qwen2-7B with Qwen's own vocabulary.
     known = {"llava-onevision-7b": {
         "vision_config": SIGLIP, "text_config": QWEN2_7B, "vision_feature_layer": -1, "tie_word_embeddings": False,
         "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_9",
