@@ -159,8 +159,8 @@ class Compressor(nn.Module, Selector):
 def priced(method: Compressor, shape, keep: int, words: int) -> int:
     """FLOPs of compressing one image in a model of this shape (a cost.VlmShape), with reading a question of so many
     words where the method hears one. The method is new, and has no weights worth having behind it."""
-    tower, side = shape.tower, round(shape.tower.patches**0.5)
-    site = Site(tower.hidden * shape.feature_layers, (side, side), tower.hidden, tower.layers, shape.decoder.hidden)
+    tower, side = shape.tower, shape.tower.side
+    site = Site(shape.projector.matrices[0][0], (side, side), tower.hidden, tower.layers, shape.decoder.hidden)
     with torch.device("meta"):
         method.bind(site, keep)
     return method.flops(site.tokens, site.width, keep) + method.asking_flops(words, shape.decoder)

@@ -16,7 +16,7 @@ from ..models.base import Family, family_of
 from ..tasks import Task
 from . import answers, pictures, record
 from .config import EvalConfig, pruners_in
-from .costs import cost_of, shape_of_model
+from .costs import cost_of
 from .interval import interval
 from .prompts import Prompts, prepare, prompt
 from .record import Record
@@ -29,7 +29,7 @@ class Heard:
 
     tokens: image tokens of its prompt. count: those that the language model got. kept: which, where methods choose
     among them. grid: (rows, columns) of them where they form one. length: all tokens of the prompt. crops: how often
-    the tower saw the image, None where that is not known.
+    the tower saw the image, None where that follows from its tokens.
     """
 
     answer: str
@@ -141,7 +141,6 @@ def entered(model: nn.Module, method: str, keep: int | float | None, config: Eva
 def generate(model, processor, prompts, pruning, family: Family, new_tokens: int) -> list[Heard]:
     """What every sample gave. model: the pruned one, which peft may have wrapped."""
     stock, heard = prompts.model, []
-    counts_crops = family.features(stock)[1] is None and shape_of_model(stock.config) is not None
     for inputs in prompts:
         out = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=new_tokens)
         new = out[:, inputs["input_ids"].shape[1]:]
@@ -156,7 +155,7 @@ def generate(model, processor, prompts, pruning, family: Family, new_tokens: int
             kept = [[n for n in row if n >= 0] for row in plan.kept.tolist()]
             counts = [n + int(getattr(pruning.selector, "use_cls", False)) for n in plan.counts()]
         lengths = inputs["attention_mask"].sum(1).tolist()
-        crops = family.crops(stock, inputs) if counts_crops else [None] * len(replies)
+        crops = family.crops(stock, inputs) or [None] * len(replies)
         heard += [Heard(*one) for one in zip(replies, kept, counts, tokens, lengths, grids, crops, strict=True)]
     return heard
 
