@@ -22,9 +22,10 @@ def test_pictures_show_kept_patches_question_answer_and_verdict(run_dir):
     assert [e["d"] for e in page.all("path", class_="dim") if inside(e, cards[0])] == ["M0 3h4v1h-4z"]
     image = next(e for e in page.all("img") if inside(e, cards[0]))
     assert image["src"].startswith("data:image/png;base64,") and "12 of 16 patches kept by learnt" in image["alt"]
-    wanted, scenes = json.loads(page.all("script")[0]["text"])
-    assert wanted == ["learnt", 12] and [len(s) for s in scenes] == [3, 1]
-    assert [s["right"] for s in scenes[0]] == [True, False, True]
+    data = json.loads(page.all("script")[0]["text"])["pictures"]
+    assert [m["name"] for m in data["methods"]] == ["learnt", "random"] and data["wanted"] == [0, 12]
+    assert [len(s["shots"]) for s in data["scenes"]] == [3, 1]
+    assert [s["right"] for s in data["scenes"][0]["shots"]] == [True, False, True]
     assert all(e.get("alt") for e in page.all("img"))
 
 
