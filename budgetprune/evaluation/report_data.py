@@ -1,6 +1,7 @@
 """What the report's script draws from: curves, costs and fronts of every task as plain JSON values."""
 
 from dataclasses import dataclass
+from math import log
 from statistics import fmean
 
 from .chart import dash, marker
@@ -50,7 +51,8 @@ def common_range(group: Group, field: str = "prefill_flops") -> tuple[float, flo
     """The costs (low, high) between which the areas under the curves are compared; None where there are none.
 
     Curves need not overlap: a method inside the language model may begin at a cost where others end. So the range is
-    the one whose factor high / low, as a logarithm, times the number of curves that span it is the largest.
+    the one whose factor high / low, as a logarithm, times the number of curves that span it beside the first is the
+    largest.
     """
     spans = [s for s in (_span(curve, field) for curve in group.curves) if s]
     ranges = [(low, high) for low in {s[0] for s in spans} for high in {s[1] for s in spans} if low < high]
@@ -58,8 +60,11 @@ def common_range(group: Group, field: str = "prefill_flops") -> tuple[float, flo
     def covered(at):
         return sum(s[0] <= at[0] and at[1] <= s[1] for s in spans)
 
-    ranges = [at for at in ranges if covered(at)]
-    return max(ranges, key=lambda at: (_decades(at) * covered(at), -at[0]), default=None)
+    def weight(at):
+        width = log(at[1] / at[0])
+        return width * (covered(at) - 1), width, -at[0]
+
+    return max(filter(covered, ranges), key=weight, default=None)
 
 
 def areas(group: Group, field: str = "prefill_flops") -> dict[str, float]:
@@ -80,12 +85,6 @@ def _span(curve, field):
     """(least, most) of the costs of a curve, None where they are fewer than two."""
     values = {value for value in (mean_of(point, field) for point in curve.points) if value}
     return (min(values), max(values)) if len(values) > 1 else None
-
-
-def _decades(at):
-    from math import log
-
-    return log(at[1] / at[0])
 
 
 def front(group: Group, field: str) -> list:

@@ -23,8 +23,6 @@ class Browser:
     def __init__(self, profile):
         commands, replies = os.pipe(), os.pipe()
         ours = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (*commands, *replies)]
-        for fd in (*commands, *replies):
-            os.close(fd)
         read_here, write_here = ours[2], ours[1]
 
         def connect():  # Chromium reads from 3 and writes to 4
@@ -34,8 +32,9 @@ class Browser:
         self.process = subprocess.Popen([BROWSER, *QUIET, f"--user-data-dir={profile}", "about:blank"],
                                         preexec_fn=connect, close_fds=False, stdout=subprocess.DEVNULL,
                                         stderr=subprocess.DEVNULL)
-        os.close(ours[0])
-        os.close(ours[3])
+        # Only now, so that 3 and 4 were not free for what Popen opens for itself.
+        for fd in (*commands, *replies, ours[0], ours[3]):
+            os.close(fd)
         self.input, self.output, self.rest = write_here, read_here, b""
         self.count, self.session, self.problems, self.events = 0, None, [], []
         target = next(t for t in self._targets() if t["type"] == "page")
@@ -142,8 +141,9 @@ class Browser:
     def press(self, key, selector=None):
         if selector:
             self.run(f"document.querySelector({json.dumps(selector)}).focus()")
-        for kind in ("rawKeyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
+        typed = {"text": "\r"} if key == "Enter" else {}
+        for kind, more in (("keyDown", typed), ("keyUp", {})):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key], **more)
 
     def picture(self, path):
         """A PNG of the whole page, to be looked at."""

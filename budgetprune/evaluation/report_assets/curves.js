@@ -48,6 +48,7 @@ function drawChart(holder, group, view) {
   for (const r of references) {
     const point = svg("g", { class: "pt published", "data-tip": [r.method, ...r.said].join("\n") });
     point.append(svg("path", { class: "mark", d: "M0 -5L5 0L0 5L-5 0z", transform: `translate(${x(r.tokens).toFixed(1)} ${y(r.score).toFixed(1)})` }));
+    if (width >= 520 && r.tokens < 0.9 * full?.keep) point.append(text(r.method, x(r.tokens) + 9, y(r.score) + 4, "start"));
     chart.append(point);
   }
   holder.replaceChildren(chart);
