@@ -172,7 +172,7 @@ def test_the_cost_changes_the_axis_and_one_that_nobody_measured_says_why(fresh):
     assert fresh.run(names) == ["Prefill (MFLOPs) →"]
     fresh.click('input[value="prefill_ms"]')
     assert fresh.run(names) == ["Prefill time (ms) →"]
-    assert text(fresh, "#group-0 .drawn figcaption") == "1 cells have no value here and are not drawn."
+    assert text(fresh, "#group-0 .drawn figcaption") == "1 of its cells lack this and are not drawn."
     assert text(fresh, "#group-1 .plot") == "Prefill time: no cell of this task has it."
     fresh.press("ArrowRight", 'input[value="decode_ms_per_token"]')
     assert fresh.run(names) == ["Image tokens kept →"]  # from decoding on to tokens
@@ -200,6 +200,7 @@ def test_published_scores_stand_with_their_own_task_score_and_axis_only(fresh):
     assert not fresh.run("document.getElementById('references').hidden")
     fresh.choose("#score", "f1")  # POPE's published score; digits and TextVQA have none of that name
     assert count(fresh, grey[1]) > 3 and count(fresh, grey[2]) == 0
+    assert text(fresh, "#group-2 .plot") == "f1: no cell of this task has it."
     fresh.hover(grey[1] + " .mark")
     assert "published, not measured here" in text(fresh, "#tip")
 

@@ -12,9 +12,10 @@ function drawChart(holder, group, view) {
   const named = view.score ? view.score.replaceAll("_", " ") : "Accuracy";
   const points = curves.flatMap((c) => c.points);
   if (!points.length && !full) {
+    const missing = [...group.curves.flatMap((c) => c.points), group.full].some((p) => p && yOf(p) != null) ? cost.name : named;
     holder.replaceChildren(Object.assign(document.createElement("p"), {
-      className: "missing", textContent: every.some((c) => c.points.length) ? "No method is chosen." : `${cost.name}: no cell of this task has it.` }));
-    return { named, left, references: 0 };
+      className: "missing", textContent: every.some((c) => c.points.length) ? "No method is chosen." : `${missing}: no cell of this task has it.` }));
+    return { named, left: 0, references: 0 };
   }
   const [prefix, size] = prefixOf([...points, ...(full ? [full] : [])].map(xOf), cost);
   const unit = prefix + cost.unit;

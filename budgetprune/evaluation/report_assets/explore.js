@@ -13,8 +13,8 @@ function render() {
     const drawn = drawChart(box.querySelector(".plot"), group, view);
     references += drawn.references;
     box.querySelector(".drawn h3").textContent = `${drawn.named} over ${cost.name.toLowerCase()}${cost.unit && cost.field === "prefill_flops" ? " FLOPs" : ""}`;
-    const notes = [];
-    if (drawn.left) notes.push(`${drawn.left} cells have no value here and are not drawn.`);
+    const notes = view.score && group.metrics.includes(view.score) ? ["Front and intervals are of accuracy only."] : [];
+    if (drawn.left) notes.push(`${drawn.left} of its cells lack this and are not drawn.`);
     if (cost.field === "keep" && group.published.length && !drawn.references) notes.push(`Published figures of this task are of another score, ${group.published[0].metric ?? "accuracy"}.`);
     else if (group.published.length && !drawn.references) notes.push("Published figures of this task stand over Tokens only: papers count FLOPs in ways that do not compare.");
     box.querySelector(".drawn figcaption").textContent = notes.join(" ");
