@@ -9,8 +9,9 @@ from .summary import count_of, headline
 COLOURS = 8  # --c0 .. --c7 in style.css
 AXES = {"prefill_flops": ("Prefill", "FLOPs", (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1))),
         "prefill_ms": ("Prefill time", "ms", (("", 1),))}
-LIGHT = ("#0b6fb8", "#c8500a", "#00805e", "#a0438f", "#a07a00", "#178f9e", "#7a1f4b", "#6b7480")
-DARK = ("#5ab0f0", "#ff9257", "#3ccb9e", "#e08bd0", "#e0b84a", "#7fe3ee", "#f0718f", "#a9b3c1")
+# Apart by CIE76 12 or more for eyes without red, green or blue cones too, and 3:1 or more from the paper.
+LIGHT = ("#0b6fb8", "#a8321f", "#009e4a", "#e8178a", "#a07a00", "#0a3d2c", "#7a0f78", "#6b7480")
+DARK = ("#5ab0f0", "#ff9257", "#5c8562", "#ab50d6", "#fbc916", "#48f7bf", "#d84a98", "#a9b3c1")
 
 
 def curve_order(group):

@@ -115,16 +115,19 @@ class Browser:
             raise RuntimeError(found["exceptionDetails"].get("exception", {}).get("description", script))
         return found["result"].get("value")
 
+    def settle(self):
+        """Waits until the page is drawn as it stands."""
+        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
     def middle(self, selector):
-        """Where the middle of an element is, once it is scrolled into view."""
-        return self.run(f"(() => {{ const e = document.querySelector({json.dumps(selector)}); "
-                        "e.scrollIntoView({block: 'center', behavior: 'instant'}); "
-                        "const b = e.getBoundingClientRect(); "
+        """Where the middle of an element is, once it is scrolled into view and drawn there."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.run(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        self.settle()
+        return self.run(f"(() => {{ const b = {element}.getBoundingClientRect(); "
                         "return [b.x + b.width / 2, b.y + b.height / 2]; })()")
 
     def hover(self, selector):
-        x, y = self.middle(selector)
-        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         x, y = self.middle(selector)
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 

@@ -63,7 +63,7 @@ def fresh(page):
     browser.media(prefers_color_scheme="light")
     browser.open(report)
     yield browser
-    browser.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    browser.settle()
     assert browser.problems == []
 
 
