@@ -11,7 +11,10 @@ MODEL = "LLaVA-1.5-7B"
 TASKS = {"textvqa": ("TextVQA", None, "with OCR tokens in the prompt"),
          "scienceqa": ("SQA", None, "questions with an image"),
          "gqa": ("GQA", None, ""),
+         "vqav2": ("VQAv2", None, ""),
+         "seed": ("SEED", None, ""),
          "pope": ("POPE", "f1", "F1, the mean over its three files")}
+LMMS = {"f1": "pope_f1_score"}  # the same metric where lmms-eval has counted it, in tasks named lmms:NAME
 
 
 @cache
@@ -51,7 +54,9 @@ def references(task: str, model: str) -> list[dict]:
 
     A figure that two sources restate is there once, as the first of them has it.
     """
-    name, metric, known = TASKS.get(re.split("[:,]", task)[0], (None, None, ""))
+    rest = task.removeprefix("lmms:")
+    name, metric, known = TASKS.get(re.split("[:,]", rest)[0], (None, None, ""))
+    metric = LMMS.get(metric) if rest != task else metric
     if name is None or not is_published_model(model):
         return []
     found = {}

@@ -64,6 +64,9 @@ def test_references_are_of_their_own_task_and_score():
     assert [p["said"][-1].endswith("(third party)") for p in pope if p["score"] < 0.75] == [True]
     text = references("textvqa:TextVQA_0.5.1_val,suffix=x", "llava-1.5-7b-hf")
     assert {point["metric"] for point in text} == {None} and "with OCR tokens" in text[0]["said"][2]
+    counted = references("lmms:pope", "llava-1.5-7b-hf")
+    assert {point["metric"] for point in counted} == {"pope_f1_score"} and len(counted) == len(pope)
+    assert {p["score"] for p in references("lmms:vqav2", "llava-1.5-7b-hf")} > {0.785, 0.72}
     assert references("digits", "llava-1.5-7b-hf") == [] == references("shapes", "llava-1.5-7b-hf")
 
 

@@ -224,14 +224,14 @@ def test_the_slider_moves_the_patches_and_the_answers(fresh):
 def test_two_methods_are_compared_on_one_image(fresh):
     fresh.press("Home", "#budget")
     assert verdicts(fresh) == ["✓ right says 7", "✓ right says 7"]
-    assert text(fresh, "#overlap") == "Both keep 1 patches; 3 only the left, 3 only the right."
+    assert text(fresh, "#overlap") == "Patches kept by both: 1; by the left only: 3; by the right only: 3."
     assert masks(fresh)[1] == "M0 0h3v1h-3zM0 1h3v1h-3zM0 2h3v1h-3zM0 3h3v1h-3z"
     names = fresh.run("[...document.querySelectorAll('.side select option')].map((e) => e.textContent)")
     assert names == ["visionzip", "random", "fastv"] * 2
     fresh.choose('[data-side="1"] select', "2")
     assert masks(fresh)[1] == "M0 0h4v1h-4zM0 1h1v1h-1zM3 1h1v1h-1zM0 2h1v1h-1zM3 2h1v1h-1zM0 3h4v1h-4z"
     assert "inside the language model" in text(fresh, '[data-side="1"] .means')
-    assert text(fresh, "#overlap") == "Both keep 0 patches; 4 only the left, 4 only the right."
+    assert text(fresh, "#overlap") == "Patches kept by both: 0; by the left only: 4; by the right only: 4."
     fresh.choose('[data-side="1"] select', "1")
     fresh.press("End", "#budget")
     assert verdicts(fresh)[1] == "✗ wrong says 1"

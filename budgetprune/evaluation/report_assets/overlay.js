@@ -90,7 +90,7 @@ if (pictures) {
     const words = byId("overlap");
     if (!left || !right || left === right || String(left.grid) !== String(right.grid)) { words.textContent = ""; return; }
     const both = left.kept.filter((kept, i) => kept && right.kept[i]).length;
-    words.textContent = `Both keep ${both} patches; ${counted(left.kept) - both} only the left, ${counted(right.kept) - both} only the right.`;
+    words.textContent = `Patches kept by both: ${both}; by the left only: ${counted(left.kept) - both}; by the right only: ${counted(right.kept) - both}.`;
   }
 
   function gallery(keep) {
