@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import family_of
-from .encode import BeforeProjector
+from .encoding import BeforeProjector
 
 
 class Vision(nn.Module):

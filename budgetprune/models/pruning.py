@@ -9,7 +9,7 @@ from ..checked import one_of
 from ..plan import TokenPlan
 from ..selectors import Selector
 from ..selectors.pair import methods_of, pair_of
-from . import attention, decoder
+from . import attention, budget_rows, decoder
 from .base import family_of
 from .encode import encode, one_tensor_each, project
 from .generation import forward_names, generate
@@ -127,10 +127,14 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     width, patches, _ = family.features(model)
     if method.trainable:
         refuse_sharded(model, method.name)
+    tower = {}
+    if method.budget_in_tower:
+        budget_rows.check(model, family)
+        tower = {"tower": family.vision_tower(model), "state_dim": family.state_width(model)}
     inside = None if second is None else Pruner(second, pair_of(keep)[1], None, seed)
     pruner = Pruner(method, keep, train_keep, seed, inside, positions)
     if method.trainable:  # behind the checks: what they refuse leaves a Selector as it was
-        method.bind(width, patches, model.get_input_embeddings().embedding_dim)
+        method.bind(width, patches, model.get_input_embeddings().embedding_dim, **tower)
     # Not to the model's dtype: a float16 controller cannot be trained, and a bfloat16 one is another one.
     pruner.to(device=device_of(family.tower_attention(model, -1))).train(model.training)
 
@@ -138,6 +142,8 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     try:
         if pruner.llm is not None:
             handles += decoder.install(model, pruner.llm, family)
+        if method.budget_in_tower:  # first, so that our own hook of the projector gets patches only
+            handles += budget_rows.add_hooks(model, family)
         if method.place == "vision":
             if before:
                 handles.append(family.projector(model).register_forward_pre_hook(project))
