@@ -1,7 +1,8 @@
 """Evaluation: records of what a method keeps and what it costs, and the report drawn from them."""
 
 from .record import Record, append, cell_key, environment, latest, read, wilson_interval
-from .report import markdown_table, write_chart_svg, write_plan_svg, write_report
+from .report import write_chart_svg, write_plan_svg, write_report
+from .report_table import markdown_table
 from .scaling_points import scaling_points
 
 __all__ = ["Record", "append", "cell_key", "environment", "latest", "markdown_table", "read", "scaling_points",

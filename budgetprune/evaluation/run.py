@@ -88,7 +88,7 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
                             keep=keep if isinstance(keep, int) else round(result["kept_mean"]),
                             **result, **costs, **record.environment(model.device))
         pictures.draw(out, samples, replies, scores, kept, [one.grid or grid for one in heard], done[cell],
-                      config.images)
+                      config.images, cropped=tokens is not None and pictures.crops(processor))
         answers.append(out, done[cell], samples, replies, scores)
         record.append(path, done[cell])
     if tell:
