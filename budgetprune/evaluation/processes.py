@@ -45,7 +45,7 @@ class Processes:
 
     def device(self, default):
         """Where this one's model runs: a GPU of its own where there are some; `default` where it is alone."""
-        return default if self._device is None else self._device
+        return default if self._device is None or self._device.type == "cpu" else self._device
 
     def gather(self, make: Callable[..., T], *arguments) -> list[T] | None:
         """What `make(*arguments)` gave in every process, by rank, in the main one; None in the others.

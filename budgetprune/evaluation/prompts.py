@@ -23,9 +23,14 @@ class Prompts:
     def __iter__(self) -> Iterator[dict]:
         return self._made() if self.ready is None else iter(self.ready)
 
-    def _made(self):
+    @property
+    def numbers(self) -> range:
+        """Which of all batches these are."""
         number, count = self.share
-        for start in range(number * self.batch, len(self.samples), count * self.batch):
+        return range(number, -(-len(self.samples) // self.batch), count)
+
+    def _made(self):
+        for start in (number * self.batch for number in self.numbers):
             yield prepare(self.processor, self.samples[start:start + self.batch], self.model)
 
     def timed(self, count: int) -> dict:

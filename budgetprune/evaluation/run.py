@@ -171,9 +171,12 @@ def entered(model: nn.Module, method: str, keep: int | float | None, config: Eva
 @torch.no_grad()
 def generate(model, processor, prompts, pruning, family: Family, new_tokens: int) -> Iterator[list[Heard]]:
     """What every sample of each batch gave. model: the pruned one, which peft may have wrapped."""
-    stock = prompts.model
-    counts_crops = family.features(stock)[1] is None and shape_of_model(stock.config) is not None
-    for inputs in prompts:
+    stock, same = prompts.model, family.features(prompts.model)[1]
+    counts_crops = same is None and shape_of_model(stock.config) is not None
+    stride = 2**32 if same is None else (prompts.batch * same + 3) // 4  # no batch draws more, see Pruner.next_key
+    for number, inputs in zip(prompts.numbers, prompts, strict=True):
+        if pruning is not None:
+            pruning.draw_from(number * stride)  # whoever asked the batches before
         out = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=new_tokens)
         new = out[:, inputs["input_ids"].shape[1]:]
         replies = [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
