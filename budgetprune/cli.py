@@ -70,11 +70,14 @@ def doctor():
     Console().print(table)
 
 
+LISTS = ("--budgets", "-k", "--methods", "-m", "--tasks")
+
+
 def joined(arguments: list[str]) -> list[str]:
     """`eval --budgets 4 8 12` as `eval --budgets 4,8,12`: lists may be written with spaces as well as with commas."""
     out: list[str] = []
     for argument in arguments:
-        open_list = out[:1] == ["eval"] and len(out) > 2 and out[-2] in ("--budgets", "-k", "--methods", "-m")
+        open_list = out[:1] == ["eval"] and len(out) > 2 and out[-2] in LISTS
         if open_list and not argument.startswith("-"):
             out[-1] += f",{argument}"
         else:

@@ -4,7 +4,9 @@ import os
 import signal
 import sys
 import time
+from contextlib import redirect_stdout
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,8 +22,8 @@ def meet(rank, folder):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT="1")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS,
-                            timeout=timedelta(seconds=60))
-    return Processes.launched(timedelta(seconds=60))
+                            timeout=timedelta(minutes=5))
+    return Processes.launched(timedelta(minutes=5))
 
 
 def evaluate_all(folder, name, processes=None, **options):
@@ -62,8 +64,23 @@ def work(rank, folder):
         processes.share(no_disk)
     except (OSError, ProcessLost) as error:
         seen["main fails"] = f"{type(error).__name__}: {error}"
+    with open(f"{folder}/said-{rank}", "w") as said, redirect_stdout(said):
+        seen["swept"] = sweep(folder, "swept")  # which leaves the others when it is done
     torch.save(seen, f"{folder}/{rank}.pt")
-    processes.leave()
+
+
+def sweep(folder, name):
+    """The command line, asking two tasks."""
+    from budgetprune.cli import main
+
+    options = Path(folder, "options").read_text().splitlines()
+    given, sys.argv = sys.argv, ["budgetprune", "eval", *options, "--out", f"{folder}/{name}"]
+    try:
+        main()
+    except SystemExit as leave:
+        return leave.code
+    finally:
+        sys.argv = given
 
 
 def no_disk():
@@ -71,7 +88,7 @@ def no_disk():
 
 
 def die(rank, folder, how):
-    """The second process ends while the first waits for it, which must be told in far less than a minute."""
+    """The second process ends while the first waits for it, which must be told long before its patience ends."""
     from budgetprune.evaluation.processes import ProcessLost
 
     processes = meet(rank, folder)
