@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .cli_compare import compare
 from .cli_cost import cost
 from .cli_eval import evaluate, report
 from .cli_output import Out, Resume, console, evaluating, training
@@ -39,8 +40,8 @@ def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="
     console.print(f"report: {page}")
 
 
-for name, command in (("train-base", train_base), ("train", train), ("eval", evaluate), ("report", report),
-                      ("cost", cost), ("plan", plan)):
+for name, command in (("train-base", train_base), ("train", train), ("eval", evaluate), ("compare", compare),
+                      ("report", report), ("cost", cost), ("plan", plan)):
     app.command(name)(command)
 
 

@@ -37,7 +37,7 @@ AT_HOME = {
     "cupy": {"ops"},
     "sklearn": {"tasks"},
     "tokenizers": {"training"},
-    "scipy": {"cost", "study"},
+    "scipy": {"cost", "evaluation", "study"},
     "typer": {"cli"},
     "lmms_eval": {"integrations"},
     "vllm": {"integrations"},
