@@ -13,6 +13,7 @@ from .cli_output import Out, Resume, budget, console, evaluating, listed, whole
 
 BUDGETS = {"digits": "4,8,12,16,24,32,64"}
 OTHER_BUDGETS = "64,128,192"
+LMMS_OPTIONS = ("metric", "image", "include_path")
 
 
 @dataclass
@@ -84,10 +85,10 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
     """Measure methods at budgets: accuracy, FLOPs, milliseconds, memory; one JSON line per cell."""
     from .evaluation.processes import Processes, ProcessLost
 
-    asked = [_Asked(entry, methods, budgets, samples, seed=seed, batch=batch, new_tokens=new_tokens,
-                    latency_batch=latency_batch)
-             for entry in entries(task, tasks, task_option or [], pruner or [])]
-    if len(labels := [one.task.label for one in asked]) > len(set(labels)):
+    asked = [(_OfLmmsEval if entry.name.startswith("lmms:") else _Asked)(
+        entry, methods, budgets, samples, seed=seed, batch=batch, new_tokens=new_tokens, latency_batch=latency_batch)
+        for entry in entries(task, tasks, task_option or [], pruner or [])]
+    if len(labels := [one.recorded for one in asked]) > len(set(labels)):
         raise ValueError(f"tasks must be different questions, got {', '.join(labels)}")
     try:
         processes = Processes.launched()
@@ -100,10 +101,15 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
 
 
 class _Asked:
-    """One task with what is measured on it. What is missing is said before a large model is loaded."""
+    """One task with what is measured on it. What is missing is said before a large model is loaded.
+
+    kind: tasks of one kind are asked of the same loaded model.
+    """
+
+    kind: tuple = ()
 
     def __init__(self, entry: Entry, methods, budgets, samples, **config):
-        from . import selectors, tasks
+        from . import selectors
         from .evaluation.run import EvalConfig, pruners_in
 
         trained = pruners_in(entry.pruners)
@@ -114,24 +120,74 @@ class _Asked:
         self.name, self.label = entry.name, entry.label
         self.config = EvalConfig(names, [budget(b) for b in listed("budgets", budgets)], trained,
                                  samples=None if samples == "all" else whole("samples", samples), **config)
+        self.recorded = self.made(entry)
+
+    def made(self, entry) -> str:
+        """What records call the task."""
+        from . import tasks
+
         self.task = tasks.build(entry.name, **tasks.parse_options(entry.name, entry.options))
         if self.task.size is not None:
             self.task.samples("test", self.config.samples or self.task.size, self.config.seed)
+        return self.task.label
+
+    def load(self, model, device, out):
+        from .demo import model_for
+
+        loaded, processor = model_for(self.name, model)
+        return loaded.to(device), processor
+
+    def run(self, loaded, out, **options):
+        from .evaluation.run import evaluate
+
+        return evaluate(*loaded, self.task, out, self.config, **options)
+
+
+class _OfLmmsEval(_Asked):
+    """A benchmark of lmms-eval, `lmms:pope`, or any other task of it with its option metric."""
+
+    def made(self, entry):
+        from .evaluation.lmms import benchmark
+        from .integrations.lmms_run import require_lmms_eval
+
+        found = {}
+        for text in entry.options:
+            key, sign, value = text.partition("=")
+            if not sign or key not in LMMS_OPTIONS or key in found:
+                raise ValueError(f"task-option of {entry.label} must be key=value, once each, with a key out of "
+                                 f"{', '.join(LMMS_OPTIONS)}; got {text!r}")
+            found[key] = value
+        require_lmms_eval()
+        self.include_path = found.pop("include_path", None)
+        self.kind = "lmms-eval", self.include_path
+        self.task = benchmark(entry.name.removeprefix("lmms:"), **found)
+        return entry.label
+
+    def load(self, model, device, out):
+        from .integrations.lmms_run import LmmsEval
+
+        if model is None:
+            raise ValueError(f"model must be given for task {self.label}: a folder or a name on the hub")
+        return LmmsEval(model, str(device), out, self.include_path, half=str(device) != "cpu")
+
+    def run(self, loaded, out, **options):
+        from .evaluation.lmms import evaluate_lmms
+
+        return evaluate_lmms(loaded, self.recorded, self.task, out, self.config, **options)
 
 
 def _sweep(asked, model, out, resume, processes):
-    """One task after the other, all into one folder; a model that was named is loaded once."""
-    from .demo import device, model_for
-    from .evaluation.run import evaluate as run
+    """One task after the other, all into one folder; a model that was named is loaded once for all of a kind."""
+    from .demo import device
 
-    name, loaded, tables = Path(model).resolve().name if model else "digits-llava", None, []
+    name, loaded, kind, tables = Path(model).resolve().name if model else "digits-llava", None, None, []
     for number, one in enumerate(asked):
-        if loaded is None or model is None:
-            loaded, processor = model_for(one.name, model)
-            loaded = loaded.to(processes.device(device()))
+        if loaded is None or model is None or kind != one.kind:
+            loaded = None  # before the next is there
+            loaded, kind = one.load(model, processes.device(device()), out), one.kind
         with evaluating(one.label if len(asked) > 1 else "") as on_cell:
-            records = run(loaded, processor, one.task, out, one.config, model_name=name, resume=resume or number > 0,
-                          tell=on_cell, processes=processes)
+            records = one.run(loaded, out, model_name=name, resume=resume or number > 0, tell=on_cell,
+                              processes=processes)
         tables.append(table_of(records))
     if processes.main:
         for table in tables:

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "integrations": {"budget", "checked", "ops", "selectors"},
     "demo": {"training", "evaluation", "selectors", "tasks"},
     "study": {"checked", "demo", "models", "training", "evaluation", "tasks"},
-    "cli": {"budget", "checked", "demo", "doctor", "training", "evaluation", "selectors", "study", "tasks", "cost"},
+    "cli": {"budget", "checked", "demo", "doctor", "training", "evaluation", "integrations", "selectors", "study",
+            "tasks", "cost"},
     "__main__": {"cli"},
 }
 # Packages that importing one of our rooms may not wake, and the rooms where they are at home.

@@ -66,14 +66,14 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
     samples = task.samples("test", task.size if config.samples is None else config.samples, config.seed)
     prompts = Prompts(processor, samples, model, config.batch or task.batch, (processes.rank, processes.count))
     before = processes.share(begin, out, resume)
-    done = {_cell(r): r for r in before
+    done = {cell_of(r): r for r in before
             if (r.task, r.model, r.samples, r.seed) == (task.label, model_name, len(samples), config.seed)}
     model.eval()
     for number, (method, keep) in enumerate(cells):
         budget = "all" if method == FULL else "own" if keep is None else keep
         cell = (method, budget, json.dumps(options_of[method], sort_keys=True))
         if tell and processes.main:
-            tell(f"{method} {_words(budget, tokens)}", number, len(cells))
+            tell(f"{method} {in_words(budget, tokens)}", number, len(cells))
         if cell in done:
             continue
         with entered(model, method, keep, config) as (active, pruning):
@@ -127,7 +127,7 @@ def in_turn(shares: Sequence[Sequence]) -> Iterator:
     return (one for round_ in zip_longest(*shares) for one in round_ if one is not None)
 
 
-def _cell(r: Record):
+def cell_of(r: Record) -> tuple:
     """What `evaluate` calls the cell of a record."""
     options = dict(r.method_options)
     own, fraction = options.pop("count", None) == "own", options.pop("fraction", None)
@@ -135,7 +135,8 @@ def _cell(r: Record):
     return r.method, budget, json.dumps(options, sort_keys=True)
 
 
-def _words(budget, tokens):
+def in_words(budget, tokens: int | None) -> str:
+    """The budget of a cell as progress shows it. tokens: N where every image has as many."""
     if budget == "all":
         return "all tokens" if tokens is None else f"K={tokens}"
     return "own count" if budget == "own" else f"{budget:.4g} of N" if isinstance(budget, float) else f"K={budget}"
