@@ -76,3 +76,10 @@ class PrunedLlavaHf(_Pruned, LlavaHf):
 
 class PrunedLlavaHfChat(_Pruned, LlavaHfChat):
     """Tasks that give messages; what lmms-eval takes where it has both."""
+
+
+class KeptLlavaHf(LlavaHfChat):
+    """llava_hf as it is, for several runs: lmms-eval takes the model out of it at the end of the first."""
+
+    def clean(self) -> None:
+        self.accelerator.free_memory()

@@ -26,12 +26,13 @@ class LmmsEval:
 
     def __init__(self, pretrained: str, device: str, out, include_path=None, half: bool = True):
         require_lmms_eval()
-        from lmms_eval.models.chat.llava_hf import LlavaHf
         from lmms_eval.tasks import TaskManager
 
+        from .lmms_eval import KeptLlavaHf
+
         self.out, self.include_path = Path(out), include_path
-        self.host = LlavaHf(pretrained=pretrained, device=device, device_map=device,
-                            dtype="auto" if half else "float32")
+        self.host = KeptLlavaHf(pretrained=pretrained, device=device, device_map=device,
+                                dtype="auto" if half else "float32")
         self.model = self.host.model.eval()
         self.tasks = TaskManager("ERROR", include_path=None if include_path is None else str(include_path))
 
