@@ -34,8 +34,9 @@ class Benchmark:
 
     task: its name there. metric: of a sample's metrics the one that is its score, the first it has. scale: what a
     perfect answer sheet has in lmms-eval's own total of that metric, which the mean of our scores must give; None:
-    that total is no mean of them. graded: scores lie in between, as VQA accuracy does. image: the field of a document
-    that names its image; None: each question is about one of its own.
+    that total is no mean of them. graded: scores may lie in between, as VQA accuracy does; those of other tasks are
+    right or wrong where all of a cell are 1 or 0. image: the field of a document that names its image; None: each
+    question is about one of its own.
     """
 
     task: str
@@ -82,7 +83,7 @@ def benchmark(name: str, metric: str | None = None, image: str | None = None) ->
                          f"without it: {', '.join(PREFIX + one for one in BENCHMARKS)}")
     known = known or Benchmark(name, scale=None)
     return replace(known, metric=(metric,) if metric else known.metric, image=image or known.image,
-                   scale=None if metric else known.scale, graded=True if metric else known.graded)
+                   scale=None if metric else known.scale)
 
 
 def evaluate_lmms(host: Host, name: str, bench: Benchmark, out, config: EvalConfig, *, model_name: str,

@@ -134,7 +134,7 @@ def test_a_task_outside_the_table_needs_its_metric():
                        "it: lmms:vqav2, lmms:gqa"):
         benchmark("mmmu_val")
     own = benchmark("mmmu_val", metric="acc", image="id")
-    assert (own.task, own.metric, own.image, own.scale, own.graded) == ("mmmu_val", ("acc",), "id", None, True)
+    assert (own.task, own.metric, own.image, own.scale, own.graded) == ("mmmu_val", ("acc",), "id", None, False)
     assert benchmark("vqav2_val") is not None and benchmark("vqav2_val") == benchmark("vqav2")
 
 
