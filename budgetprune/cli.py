@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .cli_compare import compare
 from .cli_cost import cost
 from .cli_eval import evaluate, report
 from .cli_output import Out, Resume, console, evaluating, training
@@ -40,8 +41,8 @@ def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="
     console.print(f"report: {page}")
 
 
-for name, command in (("train-base", train_base), ("train", train), ("eval", evaluate), ("report", report),
-                      ("cost", cost), ("plan", plan), ("ablate", ablate)):
+for name, command in (("train-base", train_base), ("train", train), ("eval", evaluate), ("compare", compare),
+                      ("report", report), ("cost", cost), ("plan", plan), ("ablate", ablate)):
     app.command(name)(command)
 
 
@@ -72,11 +73,14 @@ def doctor():
     Console().print(table)
 
 
+LISTS = ("--budgets", "-k", "--methods", "-m", "--tasks")
+
+
 def joined(arguments: list[str]) -> list[str]:
     """`eval --budgets 4 8 12` as `eval --budgets 4,8,12`: lists may be written with spaces as well as with commas."""
     out: list[str] = []
     for argument in arguments:
-        open_list = out[:1] == ["eval"] and len(out) > 2 and out[-2] in ("--budgets", "-k", "--methods", "-m")
+        open_list = out[:1] == ["eval"] and len(out) > 2 and out[-2] in LISTS
         if open_list and not argument.startswith("-"):
             out[-1] += f",{argument}"
         else:

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "integrations": {"budget", "checked", "ops", "selectors"},
     "demo": {"catalog", "training", "evaluation", "selectors", "tasks"},
     "study": {"checked", "demo", "models", "training", "evaluation", "tasks"},
-    "cli": {"budget", "catalog", "checked", "compress", "cost", "demo", "doctor", "evaluation", "selectors", "study",
+    "cli": {"budget", "catalog", "checked", "compress", "cost", "demo", "doctor", "evaluation",
+            "integrations", "selectors", "study",
             "tasks", "training"},
     "__main__": {"cli"},
 }
@@ -41,7 +42,7 @@ AT_HOME = {
     "cupy": {"ops"},
     "sklearn": {"tasks"},
     "tokenizers": {"training"},
-    "scipy": {"cost", "study"},
+    "scipy": {"cost", "evaluation", "study"},
     "typer": {"cli"},
     "lmms_eval": {"integrations"},
     "vllm": {"integrations"},

@@ -142,6 +142,7 @@ def test_the_blocks_of_tasks_run(monkeypatch, tmp_path, capsys):
         asked.append(arguments[arguments.index("--task") + 1])
     assert sorted(["digits", *asked]) == list(tasks.available()) and set(asked) == set(task_files.MAKE)
     (block,) = blocks("docs/tasks.md")
+    capsys.readouterr()  # the tables of the runs
     exec(block, {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[0] == "none 64 +0.0000 +- 0.0000"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..catalog import find
-from ..checked import one_of
+from ..checked import integer, one_of
 from ..compress import Compressor
 from ..plan import TokenPlan
 from ..selectors import Selector
@@ -71,6 +71,12 @@ class Pruning:
         for pruner in pruners:  # under peft one for every adapter, and one for none
             if not any(pruner is other for other in inside):
                 pruner.set_keep(keep)
+
+    def draw_from(self, offset: int) -> None:
+        """Where in the seed's stream the calls to come draw, in Philox counters; without it, behind the last call."""
+        for module in self._pruner().modules():
+            if isinstance(module, Pruner):
+                module.offset = integer("offset", offset)
 
     def save_pretrained(self, folder) -> None:
         """Writes method, options, budget and trained weights to `folder`; budgetprune.from_pretrained reads them."""
