@@ -105,7 +105,7 @@ def _written(out, task, samples, heard, keep, grid, named, images, cropped):
         result["kept_recall"] = None
     cell = Record(keep=keep if isinstance(keep, int) else round(result["kept_mean"]), **result, **named)
     pictures.draw(out, samples, replies, scores, kept, [one.grid or grid for one in heard], cell, images,
-                  cropped)
+                  cropped=cropped)
     answers.append(out, cell, samples, replies, scores)
     record.append(out / record.FILE_NAME, cell)
     return cell
