@@ -9,16 +9,19 @@ import typer
 
 from .cli_output import Base, Out, Resume, console, training
 
+DrawnTask = Annotated[str, typer.Option(help="One that draws its images, such as digits or shapes.")]
+
 
 def train_base(out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the user's cache.")] = None,
                vision_steps: Annotated[int | None, typer.Option(help="Steps of the vision tower alone.")] = None,
                steps: Annotated[int | None, typer.Option(help="Steps of the whole model.")] = None,
-               seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0, resume: Resume = True):
-    """Make the tiny LLaVA of the digits task from nothing (about ten minutes on two cores)."""
+               seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0, resume: Resume = True,
+               task: DrawnTask = "digits"):
+    """Make the tiny LLaVA of a task from nothing (about ten minutes on two cores)."""
     from .training import train_base as make
 
     given = {name: value for name, value in (("vision_steps", vision_steps), ("steps", steps)) if value is not None}
-    console.print(f"written to {make(out, seed=seed, resume=resume, **given)}")
+    console.print(f"written to {make(out, seed=seed, resume=resume, task=task, **given)}")
 
 
 def train(out: Out = Path("runs/pruner"), base: Base = None,
@@ -41,9 +44,10 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
           use_cls: Annotated[bool, typer.Option(help="Put a projected CLS before the patches.")] = False,
           lora_rank: Annotated[int, typer.Option(help="LoRA rank on the language model; 0: it stays frozen.")] = 0,
           option: Annotated[list[str] | None, typer.Option(help="key=value of the method; repeatable.")] = None,
-          seed: Annotated[int, typer.Option(help="Of weights, data, noise and counts.")] = 0, resume: Resume = True):
-    """Train a pruner, or a method that compresses, for the digits LLaVA on the language-model loss alone."""
-    from .demo import train_digits_pruner
+          seed: Annotated[int, typer.Option(help="Of weights, data, noise and counts.")] = 0, resume: Resume = True,
+          task: DrawnTask = "digits"):
+    """Train a pruner, or a method that compresses, for the small LLaVA of a task on the language-model loss alone."""
+    from .demo import train_task_pruner
     from .training.config import TrainConfig
 
     options = options_of(method, option or [], {"estimator": (estimator, "race"), "fusion": (fusion, "post"),
@@ -54,7 +58,7 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
     config = TrainConfig(method=method, options=options, k_min=k_min, k_max=k_max, steps=steps, batch_size=batch_size,
                          learning_rate=learning_rate, noise=noise, lora_rank=lora_rank, seed=seed)
     with training(steps, method) as on_step:
-        train_digits_pruner(out, config, base=base, resume=resume, tell=on_step)
+        train_task_pruner(out, config, task=task, base=base, resume=resume, tell=on_step)
     console.print(f"pruner: {out}")
 
 
