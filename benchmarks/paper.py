@@ -90,11 +90,11 @@ def methods_block(task: str) -> str:
             r = cells.get((method, keep))
             text = "" if r is None else f"{r.accuracy:.3f} · {r.prefill_flops / full.prefill_flops:.0%}"
             row.append(f"**{text}**" if (method, keep) in front else text)
-        lines.append(f"| `{method}` | " + " | ".join(row) + f" | {areas[method]:.3f} |" if method in areas else
-                     f"| `{method}` | " + " | ".join(row) + " | |")
+        area = f"{areas[method]:.3f}" if method in areas else ""
+        lines.append(f"| `{method}` | " + " | ".join(row) + f" | {area} |")
     lines.append("| full model | " + " | ".join([""] * (len(keeps) - 1) + [f"{full.accuracy:.3f} · 100%"]) + " | |")
-    lines.append(f"\nAccuracy and share of the full model's prefill FLOPs; bold: on the Pareto front of both. Area: mean "
-                 "accuracy over the logarithm of the FLOPs, in the range that all methods reach. "
+    lines.append("\nAccuracy and share of the full model's prefill FLOPs; bold: on the Pareto front of both. Area: "
+                 "mean accuracy over the logarithm of the FLOPs, in the range that all methods reach. "
                  f"{full.samples} questions a cell. {source(result)}")
     return "\n".join(lines)
 
