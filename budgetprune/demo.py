@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from . import tasks
 from .catalog import find
 from .evaluation import write_report
 from .evaluation.load import load_model
@@ -50,16 +52,32 @@ def trained_methods() -> list[str]:
     return [name for name in available() if find(name).trainable]
 
 
+def train_pruners(out, config: TrainConfig = TRAIN, *, task: str = FIRST, resume: bool = True,
+                  tell: Callable | None = None) -> dict[str, Path]:
+    """Trains every method that learns to select, each into a folder of its own under `out`; returns the folders.
+
+    tell: called with (method, step, values).
+    """
+    folders = {method: Path(out) / "pruners" / method for method in trained_methods()}
+    for method, folder in folders.items():
+        train_task_pruner(folder, replace(config, method=method), task=task, resume=resume,
+                          tell=tell and (lambda step, values, method=method: tell(method, step, values)))
+    return folders
+
+
+def small_tasks() -> list[str]:
+    """The names of the tasks whose small LLaVA comes with the package."""
+    return [name for name in tasks.available() if issubclass(find_task(name), Drawn)]
+
+
 def measure(out, pruners: dict[str, Path], *, task: str = FIRST, samples: int = 768, resume: bool = True,
             tell: Callable | None = None) -> Path:
     """Evaluates all methods that select, the trained ones from their folders, and reports into `out`; returns the
     report."""
-    from .tasks import build
-
     model, processor = load_base(task=task)
     methods = sorted(available(), key=lambda name: (name != "none", name))
     config = EvalConfig(methods, [*BUDGETS, None], pruners, samples=samples)
-    evaluate(model.to(device()), processor, build(task), out, config, model_name=base_name(task), resume=resume,
+    evaluate(model.to(device()), processor, tasks.build(task), out, config, model_name=base_name(task), resume=resume,
              tell=tell)
     return write_report(out)
 

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "evaluation": BASE | {"catalog", "models", "selectors", "tasks", "cost"},
     "doctor": {"ops", "training"},
     "integrations": {"budget", "checked", "ops", "selectors"},
-    "demo": {"catalog", "training", "evaluation", "selectors", "tasks"},
+    "demo": {"catalog", "models", "training", "evaluation", "selectors", "tasks"},
     "study": {"checked", "demo", "models", "training", "evaluation", "tasks"},
     "cli": {"budget", "catalog", "checked", "compress", "cost", "demo", "doctor", "evaluation",
             "integrations", "selectors", "study",

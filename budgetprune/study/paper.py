@@ -61,7 +61,7 @@ def run_paper(out, *, tasks: Sequence[str], seeds: int = 5, steps: int = 150, sa
     pages = {}
     for task in tasks:
         folder = out / "methods" / task
-        pruners = train_pruners(folder, task=task, config=TrainConfig(steps=2 * steps), resume=True,
+        pruners = train_pruners(folder, TrainConfig(steps=2 * steps), task=task,
                                 tell=lambda method, step, values, task=task:
                                 tell(f"{task}: training {method}", step, 2 * steps, ""))
         measure(folder, pruners, task=task, samples=samples,
