@@ -30,7 +30,12 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
           batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
           learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
           estimator: Annotated[str, typer.Option(help="Gradient of the choice: race, fermi or softmax.")] = "race",
-          fusion: Annotated[str, typer.Option(help="Budget meets patches: add, concat, cross or none.")] = "add",
+          fusion: Annotated[str, typer.Option(help="Budget joins behind the vision encoder, post, or as one more token "
+                                                   "inside it, encoder.")] = "post",
+          conditioning: Annotated[str, typer.Option(help="Budget meets patches: add, concat, dot, cross or "
+                                                         "none.")] = "add",
+          token_position: Annotated[str, typer.Option(help="Of the token inside the encoder: own, first or "
+                                                           "last.")] = "own",
           tau: Annotated[float, typer.Option(help="Temperature of the choice.")] = 1.0,
           noise: Annotated[float, typer.Option(help="Share of the steps that draw with noise, from the first.")] = 0.3,
           use_cls: Annotated[bool, typer.Option(help="Put a projected CLS before the patches.")] = False,
@@ -41,8 +46,9 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
     from .demo import train_digits_pruner
     from .training.config import TrainConfig
 
-    options = options_of(method, option or [], {"estimator": (estimator, "race"), "fusion": (fusion, "add"),
-                                                "tau": (tau, 1.0), "use_cls": (use_cls, False)})
+    options = options_of(method, option or [], {
+        "estimator": (estimator, "race"), "fusion": (fusion, "post"), "conditioning": (conditioning, "add"),
+        "tau": (tau, 1.0), "use_cls": (use_cls, False), "token_position": (token_position, "own")})
     if keep is not None:
         k_min = k_max = keep
     config = TrainConfig(method=method, options=options, k_min=k_min, k_max=k_max, steps=steps, batch_size=batch_size,

@@ -125,6 +125,8 @@ def test_a_second_run_does_nothing_twice(run, tmp_path):
     (("eval", "--model", "nowhere"), "no digits LLaVA"),
     (("eval", "--frobnicate"), "No such option: --frobnicate"),
     (("train", "--estimator", "magic"), "estimator must be one of"),
+    (("train", "--fusion", "add"), "fusion must be one of 'post', 'encoder', got 'add'"),
+    (("train", "--conditioning", "sum"), "conditioning must be one of 'add', 'concat', 'dot', 'cross', 'none'"),
     (("train", "--k-min", "9", "--k-max", "3"), "k_min and k_max must satisfy"),
     (("train", "--steps", "zero"), "'--steps'"),
     (("cost", "llava-1.5-7b", "--keep", "600"), "keep must be at most 576, the image tokens of 1 crops, got 600"),

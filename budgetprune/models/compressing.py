@@ -9,7 +9,7 @@ from ..compress import Compressor, Site
 from ..selectors import TokenView
 from . import attention
 from .choice import anchors
-from .encode import BeforeProjector
+from .encoding import BeforeProjector
 from .question import question_states
 from .shrink import check_placeholders
 

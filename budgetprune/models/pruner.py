@@ -11,7 +11,7 @@ from ..selectors import Selector
 from ..selectors.pair import pair_of
 from .base import Family, family_of
 from .compressing import Compressing
-from .encode import BeforeProjector, BehindEncoder, Encoding
+from .encoding import BeforeProjector, BehindEncoder, Encoding
 from .placement import divided_like, whole
 
 

@@ -11,7 +11,7 @@ from ..compress import Compressor
 from ..plan import TokenPlan
 from ..selectors import Selector
 from ..selectors.pair import methods_of, pair_of
-from . import attention, compressing, decoder
+from . import attention, budget_rows, compressing, decoder
 from .base import family_of
 from .encode import encode, one_tensor_each, project
 from .generation import forward_names, generate
@@ -132,13 +132,17 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     width, patches, _ = family.features(model)
     if method.trainable:
         refuse_sharded(model, method.name)
+    tower = {}
+    if method.budget_in_tower:
+        budget_rows.check(model, family)
+        tower = {"tower": family.vision_tower(model), "state_dim": family.state_width(model)}
     inside = None if second is None else Pruner(second, pair_of(keep)[1], None, seed)
     pruner = Pruner(method, keep, train_keep, seed, inside, positions)
     # Behind the checks: what they refuse leaves a Selector as it was.
     if isinstance(method, Compressor):
         compressing.bind(method, model, family, keep if inside is None else pair_of(keep)[0])
     elif method.trainable:
-        method.bind(width, patches, model.get_input_embeddings().embedding_dim)
+        method.bind(width, patches, model.get_input_embeddings().embedding_dim, **tower)
     # Not to the model's dtype: a float16 controller cannot be trained, and a bfloat16 one is another one.
     pruner.to(device=device_of(family.tower_attention(model, -1))).train(model.training)
 
@@ -146,6 +150,8 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     try:
         if pruner.llm is not None:
             handles += decoder.install(model, pruner.llm, family)
+        if method.budget_in_tower:  # first, so that our own hook of the projector gets patches only
+            handles += budget_rows.add_hooks(model, family)
         if method.place == "vision":
             if before:
                 handles.append(family.projector(model).register_forward_pre_hook(project))

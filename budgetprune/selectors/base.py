@@ -33,6 +33,7 @@ class TokenView:
     valid: [B, N] bool, False where a sample has fewer tokens than N; None: all exist.
     grid: (rows, columns) of the patches, row by row; None where there is no grid.
     key: int64 [2], Philox seed and offset for methods that draw.
+    budget: [B, C''] what the tower made of its budget token, vision side, for methods with `budget_in_tower`.
     """
 
     tokens: Tensor
@@ -45,6 +46,7 @@ class TokenView:
     valid: Tensor | None = None
     grid: tuple[int, int] | None = None
     key: Tensor | None = None
+    budget: Tensor | None = None
 
     def need(self, name: str) -> Tensor:
         value = getattr(self, name)
@@ -66,6 +68,7 @@ class Selector:
     positions: "compact" (renumbered, as most training-free methods do) or "original" ids for what is kept.
     merges: whether a token that comes out may be a sum of tokens; otherwise each is one of the kept, unchanged.
     adaptive_count: whether the method can choose the count itself (`keep=None`).
+    budget_in_tower: whether the tower sees the budget, as tokens that the method's `budget_token` makes.
     trainable: whether it is a torch module that learns.
     fixed_count: whether it is made for one count, which training has too (compress.Compressor).
     acts_on: what training does with its choice, see selectors.adaptive.
@@ -81,6 +84,7 @@ class Selector:
     positions: ClassVar[str] = "compact"
     merges: ClassVar[bool] = False
     adaptive_count: ClassVar[bool] = False
+    budget_in_tower: bool = False
     trainable: ClassVar[bool] = False
     fixed_count: ClassVar[bool] = False
     acts_on: str = "attention"
