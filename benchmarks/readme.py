@@ -102,7 +102,7 @@ def render_methods(text: str) -> str:
     """docs/methods.md: what the classes say, and what it costs."""
     text = fill(methods.with_sections(text), "cost table", methods.costs_table())
     text = fill(text, "positions table", positions_table())
-    for name in methods.available():
+    for name in methods.everything():
         text = fill(text, f"method {name}", methods.method_section(name))
     return text
 

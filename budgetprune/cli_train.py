@@ -50,9 +50,9 @@ def train(out: Out = Path("runs/pruner"), base: Base = None,
     from .demo import train_task_pruner
     from .training.config import TrainConfig
 
-    options = options_of(method, option or [], {"estimator": (estimator, "race"), "fusion": (fusion, "post"),
-                                                "conditioning": (conditioning, "add"), "tau": (tau, 1.0),
-                                                "use_cls": (use_cls, False), "token_position": (token_position, "own")})
+    options = options_of(method, option or [], {
+        "estimator": (estimator, "race"), "fusion": (fusion, "post"), "conditioning": (conditioning, "add"),
+        "tau": (tau, 1.0), "use_cls": (use_cls, False), "token_position": (token_position, "own")})
     if keep is not None:
         k_min = k_max = keep
     config = TrainConfig(method=method, options=options, k_min=k_min, k_max=k_max, steps=steps, batch_size=batch_size,

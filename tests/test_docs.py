@@ -97,19 +97,22 @@ def test_readme_and_docs_name_every_class_that_is_pruned_and_one_checkpoint_of_e
         assert f'"{checkpoint}"' in page
 
 
-def test_the_blocks_of_methods_run(monkeypatch, capsys):
+def test_the_blocks_of_methods_run(monkeypatch, tmp_path, capsys):
     from budgetprune import tasks
     from budgetprune.cli import main
     from budgetprune.evaluation.run import prepare
     from budgetprune.training import load_base
 
+    monkeypatch.chdir(tmp_path)
     model, processor = load_base()
-    scope = {"model": model, "inputs": prepare(processor, tasks.build("digits").samples("test", 2, 0), model)}
+    samples = tasks.build("digits").samples("test", 2, 0)
+    scope = {"model": model, "processor": processor, "inputs": prepare(processor, samples, model)}
     for block in blocks("docs/methods.md"):
         exec(block, scope)
     assert scope["pruning"].model is model and "budget_pruner" not in model._modules
     for line in "".join(blocks("docs/methods.md", "sh")).splitlines():
-        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        small = {"train": "--batch-size 4", "eval": "--samples 6 --latency-batch 0"}.get(line.split()[1], "")
+        monkeypatch.setattr(sys, "argv", shlex.split(f"{line.replace('--steps 400', '--steps 2')} {small}"))
         with pytest.raises(SystemExit) as leave:
             main()
         assert not leave.value.code, capsys.readouterr()
@@ -195,6 +198,13 @@ def test_every_method_has_its_section_and_its_row():
     table = readme.split("<!-- generated: methods table -->")[1].split("<!-- end -->")[0]
     for name in budgetprune.methods():
         assert f"\n### `{name}`\n" in page and f"\n| `{name}` | " in table, f"{name}: run python benchmarks/readme.py"
+
+
+def test_every_compressor_has_its_section_and_its_price():
+    page = (ROOT / "docs/methods.md").read_text()
+    prices = page.split("<!-- generated: cost table -->")[1].split("<!-- end -->")[0]
+    for name in budgetprune.compressors():
+        assert f"\n### `{name}`\n" in page and f"\n| `{name}` | " in prices, f"{name}: run python benchmarks/readme.py"
 
 
 def test_a_new_method_comes_into_the_tables_by_itself():

@@ -28,13 +28,14 @@ class QueCC(Compressor):
     before it; published: that text decoded, from its first line end up to "ASSISTANT", and tokenised anew. Without
     text behind the image BOS alone is read (zeros where there is none); several images of a row share its question,
     as published. Rows without an image have nothing to compress, and are not read (published: the word "image"). The
-    tower gets no gradient if it is frozen, not in any case. Layers of another tower are those at the same part of its
-    depth, rounded down. Image grids that are not square are compressed as well.
+    tower gets no gradient where it is frozen (published: never). Layers of another tower are those at the same part of
+    its depth, rounded down. Image grids that are not square are compressed as well.
 
     layers: hidden states of the tower for K and V, 0 its embeddings, -1 its last; None: 12, 16, 22 and 23 of 24.
     heads: of the attention.
     turn_end: token ids in a row that end the user's turn, such as those of "ASSISTANT:"; the question ends before
-        them. skip: token ids that are no part of it, such as a chat template's marks. BOS, EOS and padding never are.
+        them.
+    skip: token ids that are no part of the question, such as a chat template's marks. BOS, EOS and padding never are.
     """
 
     name = "quecc"

@@ -14,8 +14,9 @@ class Resampler(Compressor):
 
     Bai et al., 2023, "Qwen-VL", by the authors' code: one layer of cross attention, no feed-forward layer, no
     residual, a learned query for each token, sines and cosines of two coordinates (of MAE) added to queries and keys
-    and not to values, heads of 128 channels, weights drawn from a truncated normal of 0.02. It does not hear the
-    question. K is a square number, a grid of queries.
+    and not to values, heads of 128 channels; queries and the attention's output matrix begin as a truncated normal
+    of 0.02, its other weights as torch begins them. It does not hear the question. K is a square number, a grid of
+    queries.
 
     Departures: it is as wide as the tower, with the model's own projector behind it, where the published one is as
     wide as the language model, with a linear layer before and one matrix behind it; the norm behind the attention

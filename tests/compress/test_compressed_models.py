@@ -198,6 +198,20 @@ def test_the_vision_side_can_be_exported_where_no_question_is_asked(method):
         budgetprune.export_vision(model, batch["pixel_values"])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["vision_tower", "multi_modal_projector"])
+def test_a_compiled_part_of_the_model_is_heard_and_stood_in_for_as_an_eager_one(part):
+    model, batch = make_llava(), make_batch()
+    compressed(model)
+    expected = model(**batch).logits
+    torch.compiler.reset()
+    getattr(model.model, part).compile(backend="aot_eager")
+    try:
+        torch.testing.assert_close(model(**batch).logits, expected)
+    finally:
+        torch.compiler.reset()
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in TOWERS])
 def test_families_that_prune_behind_their_projector_have_no_place_for_it(name):
     model = make_model(name)
