@@ -109,6 +109,10 @@ class Family(ABC):
         """
         return list(values)  # one row of the tower is one image
 
+    def crops(self, model, inputs: dict) -> list[int] | None:
+        """How many times the tower sees each image; None where that follows from its tokens."""
+        return None
+
     def structure(self, model, medium: str, inputs: dict, features: list[Tensor]) -> list[Tensor] | None:
         """Per image [N_i] bool, True where a token is a patch of the image; None: all are. The others go when
         anything goes, but for CLS (`keeps_cls`)."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import attention, notice
-from .encoding import BeforeProjector, BehindEncoder, Encoding
+from .encoding import Encoding
 from .shrink import check_placeholders, shrink
 
 
@@ -32,8 +32,7 @@ def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dic
         raise ValueError(f"{pruner.selector.name} cannot be trained in {type(model).__name__}: gates act inside causal "
                          "attention, and its prompt's tokens see each other in both directions; train it in another "
                          "model or with gate='noise', or call model.eval()")
-    before = family.before_projector and not pruner.selector.after_projector
-    call = (BeforeProjector if before else BehindEncoder)(model, family, inputs, gates=gates)
+    call = pruner.encoding(family)(model, family, inputs, gates=gates)
     outputs = call.finish({medium: call.run(medium) for medium in media})
 
     times = torch.ones_like(ids)
