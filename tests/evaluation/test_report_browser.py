@@ -75,6 +75,11 @@ def text(browser, selector):
     return browser.run(f"document.querySelector('{selector}').textContent")
 
 
+def slot_of(browser, method):
+    return browser.run("[...document.querySelectorAll('.keys button')].find((e) => e.textContent === "
+                       f"'{method}').dataset.curve")
+
+
 def masks(browser):
     return browser.run("[...document.querySelectorAll('.side .dim')].map((e) => e.getAttribute('d'))")
 
@@ -139,8 +144,7 @@ def test_a_pointer_on_a_point_and_the_arrow_keys_explain_it(fresh):
 
 def test_a_method_in_the_legend_hides_its_curve_and_its_rows(fresh):
     rows = "[...document.querySelectorAll('#every-cell tbody tr')].filter((e) => !e.hidden).length"
-    slot = fresh.run("[...document.querySelectorAll('.keys button')].find((e) => e.textContent === 'random')"
-                     ".dataset.curve")
+    slot = slot_of(fresh, "random")
     curve, key = f'.plot .curve[data-curve="{slot}"]', f'.keys [data-curve="{slot}"]'
     assert count(fresh, curve) == 1 and fresh.run(rows) == len(RECORDS)
     fresh.click(key)
@@ -160,8 +164,7 @@ def test_an_axis_fits_what_is_shown(fresh):
     lowest = ("Math.min(...[...document.querySelectorAll('#group-0 .plot .axis text[text-anchor=end]')].map((e) => "
               "Number(e.textContent)).filter((v) => v > 0))")
     before = fresh.run(lowest)
-    slot = fresh.run("[...document.querySelectorAll('.keys button')].find((e) => e.textContent === 'visionzip')"
-                     ".dataset.curve")
+    slot = slot_of(fresh, "visionzip")
     fresh.click('[data-some="none"]')
     fresh.click(f'.keys [data-curve="{slot}"]')
     assert fresh.run(lowest) > before
@@ -280,6 +283,20 @@ def test_without_script_charts_table_and_pictures_are_there(page):
                          ".controls": False, "#compare": False}
     finally:
         browser.send("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_on_paper_stand_the_legend_and_the_methods_names_but_no_controls(fresh):
+    slot = slot_of(fresh, "tome")
+    fresh.click(f'.keys [data-curve="{slot}"]')
+    fresh.send("Emulation.setEmulatedMedia", media="print")
+    try:
+        seen = "[...document.querySelectorAll('%s')].filter((e) => e.getClientRects().length).map((e) => e.textContent)"
+        names = fresh.run(seen % ".keys button")
+        assert "visionzip" in names and "tome" not in names
+        assert len(fresh.run(seen % ".side select")) == 2 and len(fresh.run(seen % ".plot .chart")) == 3
+        assert fresh.run(seen % ".controls, .some, .pick, #budget") == []
+    finally:
+        fresh.send("Emulation.setEmulatedMedia", media="")
 
 
 def test_who_asked_for_less_motion_gets_none(fresh):
