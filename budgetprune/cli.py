@@ -1,103 +1,24 @@
-"""The command line: arguments in, calls out. No logic lives here."""
+"""The command line: arguments in, calls out. No logic lives here; commands with many arguments have their own files."""
 
 import logging
 import os
-import re
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .cli_cost import cost
+from .cli_eval import evaluate, report
+from .cli_output import Out, Resume, console, evaluating, training
 from .cli_plan import plan
+from .cli_train import train, train_base
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False,
                   help="Token budgets for vision-language models: keep the image tokens that matter, and measure it.")
-console = Console(stderr=True)
-
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
-Base = Annotated[Path | None, typer.Option("--model", help="Folder of another digits LLaVA, from train-base --out.")]
-BUDGETS = {"digits": "4,8,12,16,24,32,64"}
-OTHER_BUDGETS = "64,128,192"
-Resume = Annotated[bool, typer.Option(help="Go on with what an earlier run left in the folder.")]
-
-
-@contextmanager
-def progress(what: str, total: int | None = None):
-    """A bar on a terminal, a line now and then elsewhere; yields tell(done, text)."""
-    if console.is_terminal:
-        count = TextColumn("{task.completed}/{task.total} {task.fields[note]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(what, total=total, note="")
-
-            def tell(done, note="", total=total):
-                bar.update(task, completed=done, total=total, note=note)
-
-            yield tell
-        return
-    seen = [-1]
-
-    def tell(done, note="", total=total):
-        part = done * 10 // total if total else done
-        if part != seen[0]:
-            seen[0] = part
-            console.print(f"{what}: {done}/{total} {note}".rstrip(), highlight=False)
-
-    yield tell
-
-
-def listed(name: str, text: str) -> list[str]:
-    """The entries of a list of the command line, at least one."""
-    found = text.replace(",", " ").split()
-    if not found:
-        raise ValueError(f"{name} must name at least one, got {text!r}")
-    return found
-
-
-def whole(name: str, text: str) -> int:
-    """A count out of a list of the command line."""
-    if not text.isdecimal():
-        raise ValueError(f"{name} must hold whole numbers, got {text!r}")
-    return int(text)
-
-
-def budget(text: str) -> int | float | None:
-    """A count, a fraction of the image's tokens, or None for the method's own count."""
-    if text == "own":
-        return None
-    if re.fullmatch(r"[01]?\.[0-9]+", text):
-        return float(text)
-    if not text.isdecimal():
-        raise ValueError(f"budgets must hold whole numbers, fractions such as 0.25, or own; got {text!r}")
-    return int(text)
-
-
-def _loss(values: dict) -> str:
-    return f"loss {float(values['loss']):.3f}" if "loss" in values else ""
-
-
-@contextmanager
-def training(steps: int, method: str):
-    with progress(f"training {method}", steps) as tell:
-        last = [""]
-
-        def report(step, values):
-            last[0] = _loss(values) or last[0]
-            tell(step, last[0])
-
-        yield report
-
-
-@contextmanager
-def evaluating():
-    with progress("evaluating") as tell:
-        yield lambda cell, done, total: tell(done, cell, total)
 
 
 @app.command()
@@ -118,131 +39,9 @@ def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="
     console.print(f"report: {page}")
 
 
-@app.command("train-base")
-def train_base(out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the user's cache.")] = None,
-               vision_steps: Annotated[int | None, typer.Option(help="Steps of the vision tower alone.")] = None,
-               steps: Annotated[int | None, typer.Option(help="Steps of the whole model.")] = None,
-               seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0, resume: Resume = True):
-    """Make the tiny LLaVA of the digits task from nothing (about ten minutes on two cores)."""
-    from .training import train_base as make
-
-    given = {name: value for name, value in (("vision_steps", vision_steps), ("steps", steps)) if value is not None}
-    console.print(f"written to {make(out, seed=seed, resume=resume, **given)}")
-
-
-@app.command()
-def train(out: Out = Path("runs/pruner"), base: Base = None,
-          method: Annotated[str, typer.Option("--method", "-m", help="A trained one.")] = "adaptive",
-          k_min: Annotated[int, typer.Option(help="Smallest count drawn in training.")] = 2,
-          k_max: Annotated[int, typer.Option(help="Largest count drawn in training.")] = 24,
-          steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 300,
-          batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
-          learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
-          estimator: Annotated[str, typer.Option(help="Gradient of the choice: race, fermi or softmax.")] = "race",
-          fusion: Annotated[str, typer.Option(help="Budget meets patches: add, concat, cross or none.")] = "add",
-          tau: Annotated[float, typer.Option(help="Temperature of the choice.")] = 1.0,
-          noise: Annotated[float, typer.Option(help="Share of the steps that draw with noise, from the first.")] = 0.3,
-          use_cls: Annotated[bool, typer.Option(help="Put a projected CLS before the patches.")] = False,
-          lora_rank: Annotated[int, typer.Option(help="LoRA rank on the language model; 0: it stays frozen.")] = 0,
-          seed: Annotated[int, typer.Option(help="Of weights, data, noise and counts.")] = 0, resume: Resume = True):
-    """Train a pruner for the digits LLaVA on the language-model loss alone."""
-    from .demo import train_digits_pruner
-    from .training.config import TrainConfig
-
-    options = {"estimator": estimator, "fusion": fusion, "tau": tau, "use_cls": use_cls}
-    config = TrainConfig(method=method, options=options, k_min=k_min, k_max=k_max, steps=steps, batch_size=batch_size,
-                         learning_rate=learning_rate, noise=noise, lora_rank=lora_rank, seed=seed)
-    with training(steps, method) as on_step:
-        train_digits_pruner(out, config, base=base, resume=resume, tell=on_step)
-    console.print(f"pruner: {out}")
-
-
-@app.command("eval")
-def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names with commas, or all.")] = "all",
-             budgets: Annotated[str | None, typer.Option("--budgets", "-k", help="Counts, fractions of the image's "
-                                                         "tokens such as 0.25, or own: the method's.")] = None,
-             out: Out = Path("runs/eval"),
-             model: Annotated[str | None, typer.Option(help="Folder of a model, or its name on the hub; default: the "
-                                                       "small LLaVA of the digits.")] = None,
-             pruner: Annotated[list[Path] | None, typer.Option(help="Folder of a trained pruner; repeatable.")] = None,
-             task: Annotated[str, typer.Option(help="What is asked.")] = "digits",
-             task_option: Annotated[list[str] | None, typer.Option(help="key=value of the task; repeatable.")] = None,
-             samples: Annotated[str, typer.Option(help="Questions per cell, or all.")] = "768",
-             seed: Annotated[int, typer.Option(help="Of the questions.")] = 0,
-             batch: Annotated[int | None, typer.Option(help="Prompts at a time; default: the task's.")] = None,
-             new_tokens: Annotated[int | None, typer.Option(help="Longest answer; default: the task's.")] = None,
-             latency_batch: Annotated[int, typer.Option(help="Prompts of the timed batch; 0: no timing.")] = 32,
-             resume: Resume = True):
-    """Measure methods at budgets: accuracy, FLOPs, milliseconds, memory; one JSON line per cell."""
-    from . import selectors, tasks
-    from .demo import device, model_for
-    from .evaluation.run import EvalConfig, pruners_in
-    from .evaluation.run import evaluate as run
-
-    trained = pruners_in(pruner or [])
-    names = listed("methods", methods)
-    if names == ["all"]:
-        names = [n for n in selectors.available() if n in trained or not selectors.base.find(n).trainable]
-    counts = [budget(b) for b in listed("budgets", BUDGETS.get(task, OTHER_BUDGETS) if budgets is None else budgets)]
-    config = EvalConfig(names, counts, trained, samples=None if samples == "all" else whole("samples", samples),
-                        seed=seed, batch=batch, new_tokens=new_tokens, latency_batch=latency_batch)
-    asked = tasks.build(task, **tasks.parse_options(task, task_option or []))
-    if asked.size is not None:  # what is missing is said before a large model is loaded
-        asked.samples("test", config.samples or asked.size, seed)
-    loaded, processor = model_for(task, model)
-    with evaluating() as on_cell:
-        name = Path(model).resolve().name if model else "digits-llava"
-        run(loaded.to(device()), processor, asked, out, config, model_name=name, resume=resume, tell=on_cell)
-    console.print(f"records: {out / 'records.jsonl'}")
-
-
-@app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder with records.jsonl.")] = Path("runs/demo"),
-           out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the folder.")] = None):
-    """Make one self-contained HTML page of a run's records."""
-    from .evaluation import write_report
-
-    console.print(f"report: {write_report(run, out)}")
-
-
-@app.command()
-def cost(model: Annotated[str, typer.Argument(help="A known model, or a folder with config.json.")] = "llava-1.5-7b",
-         keep: Annotated[str, typer.Option("--keep", "-k", help="Image tokens kept.")] = "288,144,64,32",
-         method: Annotated[str, typer.Option("--method", "-m", help="Inside the decoder, such as fastv.")] = "",
-         text: Annotated[int, typer.Option("--text", help="Text tokens of the prompt.")] = 64,
-         crops: Annotated[int, typer.Option(help="Crops of the image (LLaVA-NeXT: up to 5).")] = 1):
-    """What a budget costs: FLOPs and cache bytes of a model, by formula."""
-    from .budget import TokenBudget
-    from .checked import integer
-    from .cost import table
-    from .evaluation.shape import shape_of
-
-    shape = shape_of(model)
-    tokens = integer("crops", crops, 1) * shape.tokens_per_crop
-    keeps = [whole("keep", k) for k in listed("keep", keep)]
-    if max(keeps) > tokens:
-        raise ValueError(f"keep must be at most {tokens}, the image tokens of {crops} crops, got {max(keeps)}")
-    keeps = TokenBudget(keeps).counts([tokens] * len(keeps))  # as prune keeps them: one token at least
-    stages = None
-    if method:
-        from .selectors import build
-
-        chosen = build(method)
-        if chosen.place != "llm":
-            raise ValueError(f"method must act inside the decoder, {method} does not: its cost is that of keep alone")
-
-        def stages(kept):
-            return chosen.stages(tokens, kept, shape.decoder.layers)
-    rows = Table("kept", "over layers", "sequence", "prefill GFLOPs", "of full", "decode GFLOPs/token", "KV cache MiB",
-                 title=f"{model}, {tokens} image and {text} text tokens, 2 x multiply-adds, 16-bit cache")
-    for row in table(shape, keeps, text, image_tokens_in=tokens, stages=stages):
-        rows.add_row(str(row.keep), f"{row.layer_mean:.1f}", str(row.sequence), f"{row.prefill_flops / 1e9:,.3f}",
-                     f"{row.prefill_share:.1%}", f"{row.decode_flops_per_token / 1e9:,.3f}",
-                     f"{row.kv_bytes / 2**20:,.2f}")
-    Console().print(rows)
-
-
-app.command()(plan)
+for name, command in (("train-base", train_base), ("train", train), ("eval", evaluate), ("report", report),
+                      ("cost", cost), ("plan", plan)):
+    app.command(name)(command)
 
 
 @app.command("list")

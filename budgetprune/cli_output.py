@@ -1,0 +1,89 @@
+"""What the commands share: progress, lists of the command line, options that several of them take."""
+
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Base = Annotated[Path | None, typer.Option("--model", help="Folder of another digits LLaVA, from train-base --out.")]
+Resume = Annotated[bool, typer.Option(help="Go on with what an earlier run left in the folder.")]
+
+
+@contextmanager
+def progress(what: str, total: int | None = None):
+    """A bar on a terminal, a line now and then elsewhere; yields tell(done, text)."""
+    if console.is_terminal:
+        count = TextColumn("{task.completed}/{task.total} {task.fields[note]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(what, total=total, note="")
+
+            def tell(done, note="", total=total):
+                bar.update(task, completed=done, total=total, note=note)
+
+            yield tell
+        return
+    seen = [-1]
+
+    def tell(done, note="", total=total):
+        part = done * 10 // total if total else done
+        if part != seen[0]:
+            seen[0] = part
+            console.print(f"{what}: {done}/{total} {note}".rstrip(), highlight=False)
+
+    yield tell
+
+
+def listed(name: str, text: str) -> list[str]:
+    """The entries of a list of the command line, at least one."""
+    found = text.replace(",", " ").split()
+    if not found:
+        raise ValueError(f"{name} must name at least one, got {text!r}")
+    return found
+
+
+def whole(name: str, text: str) -> int:
+    """A count out of a list of the command line."""
+    if not text.isdecimal():
+        raise ValueError(f"{name} must hold whole numbers, got {text!r}")
+    return int(text)
+
+
+def budget(text: str) -> int | float | None:
+    """A count, a fraction of the image's tokens, or None for the method's own count."""
+    if text == "own":
+        return None
+    if re.fullmatch(r"[01]?\.[0-9]+", text):
+        return float(text)
+    if not text.isdecimal():
+        raise ValueError(f"budgets must hold whole numbers, fractions such as 0.25, or own; got {text!r}")
+    return int(text)
+
+
+def _loss(values: dict) -> str:
+    return f"loss {float(values['loss']):.3f}" if "loss" in values else ""
+
+
+@contextmanager
+def training(steps: int, method: str):
+    with progress(f"training {method}", steps) as tell:
+        last = [""]
+
+        def report(step, values):
+            last[0] = _loss(values) or last[0]
+            tell(step, last[0])
+
+        yield report
+
+
+@contextmanager
+def evaluating():
+    with progress("evaluating") as tell:
+        yield lambda cell, done, total: tell(done, cell, total)
