@@ -78,7 +78,7 @@ def forward(self, hidden_states, *args, **kwargs):
         return own(hidden_states, *args, **kwargs)
     if not len(rows):
         return hidden_states
-    return _for_rows(own, hidden_states, rows.to(hidden_states.device), args, kwargs)
+    return for_rows(own, hidden_states, rows.to(hidden_states.device), args, kwargs)
 
 
 def _gated(hidden: Tensor, out: Tensor, gate: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def _gated(hidden: Tensor, out: Tensor, gate: Tensor) -> Tensor:
     return torch.where(gate > 0, out, hidden) + (gate - gate.detach()) * (out - hidden)
 
 
-def _for_rows(own, hidden, rows, args, kwargs):
+def for_rows(own, hidden, rows, args, kwargs):
     """The layer on some rows of the batch; the others pass it."""
     batch = len(hidden)
 
