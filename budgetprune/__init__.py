@@ -10,7 +10,7 @@ _HOME = {
     "prune": "models", "unprune": "models", "from_pretrained": "models", "Pruning": "models",
     "export_vision": "models",
     "prune_depth": "models", "unprune_depth": "models", "depth_from_pretrained": "models", "DepthPruning": "models",
-    "TokenBudget": "budget", "TokenPlan": "plan",
+    "TokenBudget": "budget", "BudgetSampler": "budget_sampler", "TokenPlan": "plan",
     "BudgetEmbedding": "pruners", "VisionTokenController": "pruners",
     "Selector": "selectors", "TokenView": "selectors",
 }
