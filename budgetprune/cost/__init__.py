@@ -5,6 +5,7 @@ model size to spend it on, by a law that numpy and scipy fit when they are asked
 from .budget_plan import BudgetPlan, Choice, plan_budget
 from .flops import PrefillFlops, decode_flops_per_token, decoder_flops, prefill_flops, projector_flops, tower_flops
 from .hardware import DEVICES, Device, device, roofline_ms
+from .joint import JointChoice, joint_budget, joint_flops, joint_frontier
 from .memory import kv_bytes, parameters, weight_bytes
 from .scaling import (
     HoldOut,
@@ -21,9 +22,9 @@ from .shapes import KNOWN, DecoderShape, TowerShape, VlmShape, known
 from .table import CostRow, table
 
 __all__ = [
-    "DEVICES", "KNOWN", "BudgetPlan", "Choice", "CostRow", "DecoderShape", "Device", "HoldOut", "PrefillFlops",
-    "ScalingFit", "ScalingPoint", "TowerShape", "VlmShape", "best_tokens", "decode_flops_per_token", "decoder_flops",
-    "device", "fit_scaling", "hold_out", "known", "kv_bytes", "parameters", "plan_budget", "prefill_flops",
-    "projector_flops", "published_notes", "published_points", "roofline_ms", "scaling_flops", "table", "tower_flops",
-    "weight_bytes",
+    "DEVICES", "KNOWN", "BudgetPlan", "Choice", "CostRow", "DecoderShape", "Device", "HoldOut", "JointChoice",
+    "PrefillFlops", "ScalingFit", "ScalingPoint", "TowerShape", "VlmShape", "best_tokens", "decode_flops_per_token",
+    "decoder_flops", "device", "fit_scaling", "hold_out", "joint_budget", "joint_flops", "joint_frontier", "known",
+    "kv_bytes", "parameters", "plan_budget", "prefill_flops", "projector_flops", "published_notes",
+    "published_points", "roofline_ms", "scaling_flops", "table", "tower_flops", "weight_bytes",
 ]
