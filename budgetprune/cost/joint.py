@@ -48,7 +48,8 @@ def joint_frontier(shape: VlmShape, flops: int | float, text_tokens: int, *, pre
     """The most image tokens that `flops` pay for with each number of layers, fewest layers first; numbers of layers
     that leave none of `least_keep` are left out, and so is a pair that another beats in one and equals in the other.
 
-    flops: an int is an amount, a float the fraction of the model's own prefill of the same prompt. prefix: layers that
+    flops: an int is an amount, a float the fraction of the model's own prefill of the same prompt; all tokens in all
+    layers cost a little more than 1, the latency token. prefix: layers that
     always run. options: as joint_flops takes them. ValueError: it does not pay for `least_keep` in the prefix.
     """
     tokens = _tokens(shape, options)
@@ -132,4 +133,4 @@ def _amount(flops, full):
         raise TypeError(f"flops must be an int (an amount) or a float (a fraction of the full prefill), got {flops!r}")
     if isinstance(flops, int):
         return integer("flops", flops, 1)
-    return number("flops", flops, 0, 1) * full
+    return number("flops", flops, 0, 2) * full  # all of both costs a little more than the full prefill

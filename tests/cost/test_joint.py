@@ -75,7 +75,7 @@ def test_a_table_of_accuracies_is_asked_for_the_best_pair_that_is_paid_for():
 
 
 @pytest.mark.parametrize("arguments, error, match", [
-    ({"flops": 1e12}, ValueError, r"flops must be in \[0, 1\], got 1000000000000.0"),
+    ({"flops": 1e12}, ValueError, r"flops must be in \[0, 2\], got 1000000000000.0"),
     ({"flops": True}, TypeError, "flops must be an int .* or a float"),
     ({"flops": 0.05}, ValueError, "flops must pay for 1 image tokens in 16 layers, .* of the full prefill"),
     ({"flops": 0.5, "policy": "x"}, ValueError, "policy must be one of 'balanced', 'tokens', 'layers', got 'x'"),

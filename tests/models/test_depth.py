@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import make_inputs, make_model
 from test_prune import state_of
-from tiny import IMAGE_TOKEN, make_batch, make_llava
+from tiny import IMAGE_TOKEN, answered, make_batch, make_llava
 
 import budgetprune
 from budgetprune.models import depth_layers
@@ -125,14 +125,6 @@ def test_gates_in_training_equal_what_is_skipped_at_inference_and_teach_every_we
         gated.loss.backward()
         for name, parameter in llava.budget_depth.named_parameters():
             assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
-
-
-def answered(batch, words=2):
-    """The batch with labels at the last `words` words of each row."""
-    ids, there = batch["input_ids"], batch["attention_mask"].bool()
-    last = torch.where(there, torch.arange(ids.shape[1]), -1).amax(1, keepdim=True)
-    column = torch.arange(ids.shape[1])
-    return {**batch, "labels": ids.masked_fill(~((column > last - words) & (column <= last)), -100)}
 
 
 @torch.no_grad()

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from families import make_inputs, make_model
-from test_depth import answered, pruned
+from test_depth import pruned
 from test_prune import state_of
-from tiny import IMAGE_TOKEN, make_batch
+from tiny import IMAGE_TOKEN, answered, make_batch
 
 import budgetprune
 
