@@ -13,6 +13,7 @@ from rich.table import Table
 
 from .cli_cost import cost
 from .cli_eval import evaluate, report
+from .cli_joint import joint, train_joint
 from .cli_output import Out, Resume, console, evaluating, training
 from .cli_plan import plan
 from .cli_study import ablate
@@ -41,7 +42,8 @@ def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="
 
 
 for name, command in (("train-base", train_base), ("train", train), ("eval", evaluate), ("report", report),
-                      ("cost", cost), ("plan", plan), ("ablate", ablate)):
+                      ("cost", cost), ("plan", plan), ("ablate", ablate),
+                      ("joint", joint), ("train-joint", train_joint)):
     app.command(name)(command)
 
 
