@@ -183,6 +183,27 @@ def test_a_cached_prompt_padded_on_the_right_goes_on_like_one_padded_on_the_left
 
 
 @torch.no_grad()
+def test_a_second_turn_goes_on_with_the_plan_of_the_first(llava):
+    batch, new = make_batch(), torch.tensor([[7, 8, 9], [9, 10, 11]])
+    length, options = batch["input_ids"].shape[1], {"do_sample": False, "suppress_tokens": [IMAGE_TOKEN]}
+    with pruned(llava, "layers", [3, 2]) as pruning:
+        first = llava.generate(**batch, max_new_tokens=3, return_dict_in_generate=True, **options)
+        ids, cache, planned = torch.cat([first.sequences, new], 1), first.past_key_values, pruning.plan.runs
+        mask = torch.cat([batch["attention_mask"], torch.ones_like(ids[:, length:])], 1)
+        given = {"attention_mask": mask, "past_key_values": cache, "max_new_tokens": 3, **options}
+        with pytest.raises(ValueError, match="give generate.. the new tokens alone"):
+            llava.generate(ids, **{**given, "past_key_values": copy.deepcopy(cache)})
+        second = llava.generate(ids[:, length + 2:], **given)[:, -3:]
+        whole = torch.cat([ids, second[:, :-1]], 1)
+        labels = whole.index_fill(1, torch.arange(length), -100)
+        mask = torch.cat([mask, torch.ones_like(second[:, :-1])], 1)
+        logits = llava(input_ids=whole, attention_mask=mask, pixel_values=batch["pixel_values"], labels=labels).logits
+        assert torch.equal(pruning.plan.runs, planned)
+        logits[..., IMAGE_TOKEN] = -torch.inf
+        assert torch.equal(logits[:, -3:].argmax(-1), second)
+
+
+@torch.no_grad()
 def test_sampling_several_answers_of_one_cached_prompt_keeps_its_plan(llava):
     batch = make_batch()
     with pruned(llava, "heads", [4, 6]):
