@@ -26,7 +26,7 @@ PREFIX = {"prefix": 1}
 ARMS = {"tokens": {"depth": None, "options": {"tau": 1.0}},
         "layers": {"method": None, "depth_options": PREFIX, "share_min": 0.48},  # all tokens in one layer cost that
         "joint": {"options": {"tau": 1.0}, "depth_options": PREFIX}}
-SHARES = (0.4, 0.5, 0.67)
+SHARES = (0.35, 0.5, 0.67)
 RESULTS = "joint.jsonl"
 
 

@@ -84,6 +84,6 @@ def training(steps: int, method: str):
 
 
 @contextmanager
-def evaluating():
-    with progress("evaluating") as tell:
+def evaluating(task: str = ""):
+    with progress(f"evaluating {task}".rstrip()) as tell:
         yield lambda cell, done, total: tell(done, cell, total)

@@ -4,11 +4,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from .catalog import find
 from .evaluation import write_report
 from .evaluation.load import load_model
 from .evaluation.run import EvalConfig, evaluate
 from .selectors import available
-from .selectors.base import find
 from .training.base_model import WORDS, load_base
 from .training.config import TrainConfig
 from .training.data import DigitsStream

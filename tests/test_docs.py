@@ -142,9 +142,43 @@ def test_the_blocks_of_tasks_run(monkeypatch, tmp_path, capsys):
         asked.append(arguments[arguments.index("--task") + 1])
     assert sorted(["digits", *asked]) == list(tasks.available()) and set(asked) == set(task_files.MAKE)
     (block,) = blocks("docs/tasks.md")
+    capsys.readouterr()  # the tables of the runs
     exec(block, {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[0] == "none 64 +0.0000 +- 0.0000"
+
+
+def test_the_blocks_of_cost_run(monkeypatch, tmp_path, capsys):
+    """The run is two records made by hand."""
+    from budgetprune.cli import main
+    from budgetprune.evaluation import Record, append
+
+    monkeypatch.chdir(tmp_path)
+    for method, keep, ms, flops in (("none", 64, 8.0, 100), ("fastv", 16, 6.0, 50)):
+        append("runs/demo/records.jsonl", Record("digits", "m", method, keep, 0.5, (0.4, 0.6), 9, 0, prefill_ms=ms,
+                                                 prefill_flops=flops))
+    for line in "".join(blocks("docs/cost.md", "sh")).splitlines():
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit) as leave:
+            main()
+        assert not leave.value.code, capsys.readouterr()
+    capsys.readouterr()
+    first, second = blocks("docs/cost.md")
+    scope = {}
+    exec(first, scope)
+    assert capsys.readouterr().out.startswith("999 image tokens, ")
+    assert scope["fastv"].total > scope["pruned"].total and scope["cache"] > 0 and 1 < scope["bound"] < 1000
+    exec(second, {})
+    assert capsys.readouterr().out == "fastv 1.50\n"
+
+
+def test_every_known_model_and_every_family_whose_cost_is_known_is_named():
+    from budgetprune.cost import KNOWN
+    from budgetprune.cost.families.base import _registry
+
+    page = (ROOT / "docs/cost.md").read_text()
+    for name in (*KNOWN, *(kind for family in _registry for kind in family.model_types)):
+        assert f"`{name}`" in page, name
 
 
 def test_every_task_has_its_row_and_its_section():

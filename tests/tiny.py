@@ -53,3 +53,9 @@ def answered(batch, words=2):
     last = torch.where(there, torch.arange(ids.shape[1]), -1).amax(1, keepdim=True)
     column = torch.arange(ids.shape[1])
     return {**batch, "labels": ids.masked_fill(~((column > last - words) & (column <= last)), -100)}
+
+
+def state_of(model):
+    """Everything that a pruner could leave behind, of every module."""
+    return [(name, sorted(k for k in module.__dict__ if k != "training"), id(getattr(module, "config", None)),
+             len(module._forward_pre_hooks), len(module._forward_hooks)) for name, module in model.named_modules()]

@@ -35,9 +35,9 @@ def joint_flops(shape: VlmShape, keep: int, layers: int, text_tokens: int, *, la
     integer("layers", layers, 1, most)
     if options.keys() & {"stages", "prune_layer"}:
         raise ValueError("stages and prune_layer must be left out: tokens go before the first layer here")
-    tokens, batch = options.pop("image_tokens_in", shape.tokens_per_crop), options.get("batch", 1)
+    tokens, batch = _tokens(shape, options), options.get("batch", 1)
     length = integer("text_tokens", text_tokens) + integer("latency_tokens", latency_tokens)
-    whole = prefill_flops(shape, tokens, keep, length, **options)
+    whole = prefill_flops(shape, **{**options, "image_tokens_in": tokens}, kept=keep, text_tokens=length)
     lengths = [keep + length] * layers + [0] * (most - layers)
     decoder = decoder_flops(shape.decoder, lengths, attention=options.get("attention", "full"))
     return replace(whole, decoder=batch * decoder)
@@ -116,7 +116,8 @@ def _measured(shape, flops, text_tokens, accuracy, prefix, least_keep=1, **optio
 
 
 def _tokens(shape, options):
-    return integer("image_tokens_in", options.get("image_tokens_in", shape.tokens_per_crop), 1)
+    given = options.get("image_tokens_in")
+    return shape.tokens_per_crop if given is None else integer("image_tokens_in", given, 1)
 
 
 def _allowed(shape, flops, text_tokens, options):

@@ -2,10 +2,11 @@
 
 from .adallava import AdaLLaVA
 from .budget_embedding import BudgetEmbedding
+from .budget_token import BudgetToken, VisionEncoderWithBudgetToken
 from .controller import ControllerOutput, VisionTokenController
 from .depth import DepthScheduler
 from .query_controller import QueryController
 from .relaxation import inclusion_probabilities, throttle
 
-__all__ = ["AdaLLaVA", "BudgetEmbedding", "ControllerOutput", "DepthScheduler", "QueryController",
-           "VisionTokenController", "inclusion_probabilities", "throttle"]
+__all__ = ["AdaLLaVA", "BudgetEmbedding", "BudgetToken", "ControllerOutput", "DepthScheduler", "QueryController",
+           "VisionEncoderWithBudgetToken", "VisionTokenController", "inclusion_probabilities", "throttle"]

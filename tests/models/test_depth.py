@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 from families import make_inputs, make_model
-from test_prune import state_of
-from tiny import IMAGE_TOKEN, answered, make_batch, make_llava
+from tiny import IMAGE_TOKEN, answered, make_batch, make_llava, state_of
 
 import budgetprune
 from budgetprune.models import depth_layers

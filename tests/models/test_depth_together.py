@@ -4,8 +4,7 @@ import pytest
 import torch
 from families import make_inputs, make_model
 from test_depth import pruned
-from test_prune import state_of
-from tiny import IMAGE_TOKEN, answered, make_batch
+from tiny import IMAGE_TOKEN, answered, make_batch, state_of
 
 import budgetprune
 
