@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 _HOME = {
     "prune": "models", "unprune": "models", "from_pretrained": "models", "Pruning": "models",
     "export_vision": "models",
+    "prune_depth": "models", "unprune_depth": "models", "depth_from_pretrained": "models", "DepthPruning": "models",
     "TokenBudget": "budget", "BudgetSampler": "budget_sampler", "TokenPlan": "plan",
     "BudgetEmbedding": "pruners", "VisionTokenController": "pruners",
     "Selector": "selectors", "TokenView": "selectors", "Compressor": "compress",

@@ -14,6 +14,7 @@ from rich.table import Table
 from .cli_compare import compare
 from .cli_cost import cost
 from .cli_eval import evaluate, report
+from .cli_joint import joint, train_joint
 from .cli_output import Out, Resume, console, evaluating, training
 from .cli_plan import plan
 from .cli_study import ablate, paper
@@ -41,8 +42,9 @@ def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="
     console.print(f"report: {page}")
 
 
-for name, command in (("train-base", train_base), ("train", train), ("eval", evaluate), ("compare", compare),
-                      ("report", report), ("cost", cost), ("plan", plan), ("ablate", ablate), ("paper", paper)):
+for name, command in (("train-base", train_base), ("train", train), ("train-joint", train_joint), ("eval", evaluate),
+                      ("compare", compare), ("report", report), ("cost", cost), ("plan", plan), ("joint", joint),
+                      ("ablate", ablate), ("paper", paper)):
     app.command(name)(command)
 
 
