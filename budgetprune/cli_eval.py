@@ -11,8 +11,6 @@ from rich.table import Table
 
 from .cli_output import Out, Resume, budget, console, evaluating, listed, whole
 
-BUDGETS = {"digits": "4,8,12,16,24,32,64"}
-OTHER_BUDGETS = "64,128,192"
 LMMS_OPTIONS = ("metric", "image", "include_path")
 
 
@@ -69,7 +67,7 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
                                                          "tokens such as 0.25, or own: the method's.")] = None,
              out: Out = Path("runs/eval"),
              model: Annotated[str | None, typer.Option(help="Folder of a model, or its name on the hub; default: the "
-                                                       "small LLaVA of the digits.")] = None,
+                                                       "task's own small LLaVA.")] = None,
              pruner: Annotated[list[str] | None, typer.Option(help="Folder of a trained pruner, or TASK=folder; "
                                                               "repeatable.")] = None,
              task: Annotated[str | None, typer.Option(help="What is asked; default: digits.")] = None,
@@ -109,18 +107,24 @@ class _Asked:
     kind: tuple = ()
 
     def __init__(self, entry: Entry, methods, budgets, samples, **config):
-        from . import selectors
+        from . import catalog
         from .evaluation.run import EvalConfig, pruners_in
 
         trained = pruners_in(entry.pruners)
         names = listed("methods", methods)
         if names == ["all"]:
-            names = [n for n in selectors.available() if n in trained or not selectors.base.find(n).trainable]
-        budgets = BUDGETS.get(entry.name, OTHER_BUDGETS) if budgets is None else budgets
+            names = [n for n in catalog.available() if n in trained or not catalog.find(n).trainable]
+        counts = self.usual(entry) if budgets is None else [budget(b) for b in listed("budgets", budgets)]
         self.name, self.label = entry.name, entry.label
-        self.config = EvalConfig(names, [budget(b) for b in listed("budgets", budgets)], trained,
+        self.config = EvalConfig(names, counts, trained,
                                  samples=None if samples == "all" else whole("samples", samples), **config)
         self.recorded = self.made(entry)
+
+    def usual(self, entry):
+        """The budgets of a task where none are named."""
+        from . import tasks
+
+        return tasks.find(entry.name).budgets
 
     def made(self, entry) -> str:
         """What records call the task."""
@@ -145,6 +149,11 @@ class _Asked:
 
 class _OfLmmsEval(_Asked):
     """A benchmark of lmms-eval, `lmms:pope`, or any other task of it with its option metric."""
+
+    def usual(self, entry):
+        from .tasks import Task
+
+        return Task.budgets
 
     def made(self, entry):
         from .evaluation.lmms import benchmark
@@ -178,14 +187,15 @@ class _OfLmmsEval(_Asked):
 
 def _sweep(asked, model, out, resume, processes):
     """One task after the other, all into one folder; a model that was named is loaded once for all of a kind."""
-    from .demo import device
+    from .demo import base_name, device
 
-    name, loaded, kind, tables = Path(model).resolve().name if model else "digits-llava", None, None, []
+    loaded, kind, tables = None, None, []
     for number, one in enumerate(asked):
         if loaded is None or model is None or kind != one.kind:
             loaded = None  # before the next is there
             loaded, kind = one.load(model, processes.device(device()), out), one.kind
         with evaluating(one.label if len(asked) > 1 else "") as on_cell:
+            name = Path(model).resolve().name if model else base_name(one.name)
             records = one.run(loaded, out, model_name=name, resume=resume or number > 0, tell=on_cell,
                               processes=processes)
         tables.append(table_of(records))

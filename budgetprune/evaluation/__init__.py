@@ -2,7 +2,8 @@
 
 from .frontier import area_under_curve, pareto_front, shared_range
 from .record import Record, append, cell_key, environment, latest, read, wilson_interval
-from .report import markdown_table, write_chart_svg, write_plan_svg, write_report
+from .report import write_chart_svg, write_plan_svg, write_report
+from .report_table import markdown_table
 from .scaling_points import scaling_points
 
 __all__ = ["Record", "append", "area_under_curve", "cell_key", "environment", "latest", "markdown_table",

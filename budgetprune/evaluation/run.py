@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..catalog import find
 from ..models import from_pretrained, prune
 from ..models.base import Family, family_of
 from ..tasks import Task
 from . import answers, pictures, record
 from .config import EvalConfig, pruners_in
-from .costs import cost_of, shape_of_model
+from .costs import cost_of
 from .interval import interval
 from .processes import Processes
 from .prompts import Prompts, prepare, prompt
@@ -31,7 +32,7 @@ class Heard:
 
     tokens: image tokens of its prompt. count: those that the language model got. kept: which, where methods choose
     among them. grid: (rows, columns) of them where they form one. length: all tokens of the prompt. crops: how often
-    the tower saw the image, None where that is not known.
+    the tower saw the image, None where that follows from its tokens.
     """
 
     answer: str
@@ -84,7 +85,8 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
         named = {"task": task.label, "model": model_name, "method": method, "samples": len(samples),
                  "seed": config.seed, "method_options": options_of[method] | budget_options(method, keep),
                  **costs, **record.environment(model.device)}
-        done[cell] = processes.share(_written, out, task, samples, heard, keep, grid, named, config.images)
+        done[cell] = processes.share(_written, out, task, samples, heard, keep, grid, named, config.images,
+                                     tokens is not None and pictures.crops(processor))
     if tell and processes.main:
         tell("done", len(cells), len(cells))
     return list(done.values())
@@ -94,13 +96,16 @@ def _asked(*arguments):
     return list(generate(*arguments))
 
 
-def _written(out, task, samples, heard, keep, grid, named, images):
+def _written(out, task, samples, heard, keep, grid, named, images, cropped):
     """The record of a cell, once it is in the folder with all that belongs to it."""
     replies, kept = [one.answer for one in heard], [one.kept for one in heard]
     scores = [scored(task, reply, sample) for reply, sample in zip(replies, samples, strict=True)]
     result = assess(samples, replies, scores, kept, [one.count for one in heard], task)
+    if find(named["method"]).fixed_count:  # it makes its tokens of all patches
+        result["kept_recall"] = None
     cell = Record(keep=keep if isinstance(keep, int) else round(result["kept_mean"]), **result, **named)
-    pictures.draw(out, samples, replies, scores, kept, [one.grid or grid for one in heard], cell, images)
+    pictures.draw(out, samples, replies, scores, kept, [one.grid or grid for one in heard], cell, images,
+                  cropped=cropped)
     answers.append(out, cell, samples, replies, scores)
     record.append(out / record.FILE_NAME, cell)
     return cell
@@ -173,7 +178,6 @@ def entered(model: nn.Module, method: str, keep: int | float | None, config: Eva
 def generate(model, processor, prompts, pruning, family: Family, new_tokens: int) -> Iterator[list[Heard]]:
     """What every sample of each batch gave. model: the pruned one, which peft may have wrapped."""
     stock, same = prompts.model, family.features(prompts.model)[1]
-    counts_crops = same is None and shape_of_model(stock.config) is not None
     stride = 2**32 if same is None else (prompts.batch * same + 3) // 4  # no batch draws more, see Pruner.next_key
     for number, inputs in zip(prompts.numbers, prompts, strict=True):
         if pruning is not None:
@@ -185,11 +189,13 @@ def generate(model, processor, prompts, pruning, family: Family, new_tokens: int
         plan = pruning.plan if pruning is not None else None
         if plan is None:  # the full model, or a mid-LLM method that had nothing to drop
             kept, counts = [list(range(n)) for n in tokens], tokens
+        elif pruning.selector.fixed_count:  # it reads all patches, and keeps none
+            kept, counts = [list(range(n)) for n in tokens], plan.counts()
         else:
             kept = [[n for n in row if n >= 0] for row in plan.kept.tolist()]
             counts = [n + int(getattr(pruning.selector, "use_cls", False)) for n in plan.counts()]
         lengths = inputs["attention_mask"].sum(1).tolist()
-        crops = family.crops(stock, inputs) if counts_crops else [None] * len(replies)
+        crops = family.crops(stock, inputs) or [None] * len(replies)
         yield [Heard(*one) for one in zip(replies, kept, counts, tokens, lengths, grids, crops, strict=True)]
 
 

@@ -76,7 +76,7 @@ def in_any_process(flag: bool, device) -> bool:
 def attach(model: nn.Module, config: TrainConfig) -> tuple[nn.Module, Pruning]:
     """Prunes `model`, freezes it, opens what `config` trains. Returns (the model to train, its pruning)."""
     set_seed(config.seed)
-    pruning = prune(model, config.method, keep=config.k_max, train_keep=(config.k_min, config.k_max), **config.options)
+    pruning = prune(model, config.method, **config.budget, **config.options)
     model.requires_grad_(False)
     if config.lora_rank == 0:
         model.budget_pruner.requires_grad_(True)
@@ -109,7 +109,7 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     if resume and is_finished(out_dir, config):
         return from_pretrained(model, out_dir)
     # What is wrong with the method shows here, before anything of an earlier run is replaced.
-    prune(model, config.method, keep=config.k_max, train_keep=(config.k_min, config.k_max), **config.options).remove()
+    prune(model, config.method, **config.budget, **config.options).remove()
     begin(out_dir, config, resume)
     trained, pruning = attach(model, config)
     arguments = TrainingArguments(
