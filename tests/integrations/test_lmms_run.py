@@ -78,8 +78,8 @@ def arguments(folder, out, *more):
             "lmms:digits_own.metric=accuracy", "--task-option", "lmms:digits_exact.metric=exact_match",
             *(part for name in SCORED for part in ("--task-option", f"lmms:{name}.include_path={folder}",
                                                    "--task-option", f"lmms:{name}.image=photo")),
-            "--model", MODEL, "-m", "none,uniform", "-k", "2", "--samples", "12", "--batch", "1", "--latency-batch", "0",
-            "--out", out, *more)
+            "--model", MODEL, "-m", "none,uniform", "-k", "2", "--samples", "12", "--batch", "1",
+            "--latency-batch", "0", "--out", out, *more)
 
 
 def test_the_command_asks_lmms_eval_and_our_own_task_beside_it(folder, tmp_path):
