@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -73,18 +73,24 @@ def in_any_process(flag: bool, device) -> bool:
     return bool(flags)
 
 
-def attach(model: nn.Module, config: TrainConfig) -> tuple[nn.Module, Pruning]:
-    """Prunes `model`, freezes it, opens what `config` trains. Returns (the model to train, its pruning)."""
+def attach(model: nn.Module, config: TrainConfig, whole: Sequence[str] | None = None) -> tuple[nn.Module, Pruning]:
+    """Prunes `model`, freezes it, opens what `config` trains. Returns (the model to train, its pruning).
+
+    whole: names of modules that are trained with all their weights; given, all that is trained is one peft adapter.
+    """
     set_seed(config.seed)
     pruning = prune(model, config.method, keep=config.k_max, train_keep=(config.k_min, config.k_max), **config.options)
     model.requires_grad_(False)
-    if config.lora_rank == 0:
+    if config.lora_rank == 0 and whole is None:
         model.budget_pruner.requires_grad_(True)
         return model, pruning
     from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=LORA_TARGETS,
-                      modules_to_save=["budget_pruner"])
+    # Without LoRA the adapter has no layers of its own: peft's name for that.
+    rank, targets = (config.lora_rank, LORA_TARGETS) if config.lora_rank else (1, DUMMY_TARGET_MODULES)
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets,
+                      modules_to_save=["budget_pruner", *(whole or ())])
     return get_peft_model(model, lora), pruning
 
 
