@@ -20,7 +20,7 @@ def digits_rows(folder, count=12, broken=(), text_rows=TEXT_ROWS):
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(count):
-        turns = [(f"which digit is {COLOURS[colour]}", str(answer))
+        turns = [(f"which digit is {list(COLOURS)[colour]}", str(answer))
                  for colour, answer in zip(canvases.colours[i].tolist(), canvases.answers[i].tolist(), strict=True)]
         turns = turns[:1 + i % 3]
         row = {"id": f"canvas-{i}", "conversations": [

@@ -90,6 +90,10 @@ def _train(model, stream, config, arguments, out_dir, tell) -> Trained:
     for parameter in trained.parameters():
         if parameter.requires_grad:  # steps of a small learning rate are lost in half precision
             parameter.data = parameter.data.float()
+    if config.fsdp:  # transformers' own list names classes that a LLaVA's tower does not have
+        family = family_of(model)
+        units = {type(block[0]).__name__ for block in (family.decoder(model).layers, family.blocks(model))}
+        arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(sorted(units))
     checkpoint = last_checkpoint(out_dir / "checkpoints")
     if checkpoint and arguments.should_save:
         log.info("resuming from %s", checkpoint)
@@ -99,6 +103,9 @@ def _train(model, stream, config, arguments, out_dir, tell) -> Trained:
         trainer = RunTrainer(trained, arguments, train_dataset=stream, data_collator=stream.collate,
                              callbacks=[skips, report])
         trainer.prepare(config, skips, model.budget_pruner, whole or [])
+        if config.fsdp and not trainer.accelerator.is_fsdp2:
+            raise ValueError("fsdp must have two processes at least, each with a GPU, got "
+                             f"{arguments.world_size} on {arguments.device.type}")
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -168,7 +175,7 @@ def training_arguments(config: RunConfig, out_dir: Path) -> TrainingArguments:
                                               "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
     checkpointing = {}
     if config.checkpointing:  # reentrant, it would lose the gradient to the gates, which are keywords
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        checkpointing = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=str(out_dir / "checkpoints"), max_steps=own.steps, per_device_train_batch_size=config.micro_batch,
         gradient_accumulation_steps=own.batch_size // (processes * config.micro_batch), deepspeed=config.deepspeed,
