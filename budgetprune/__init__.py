@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 _HOME = {
     "prune": "models", "unprune": "models", "from_pretrained": "models", "Pruning": "models",
     "export_vision": "models",
-    "TokenBudget": "budget", "TokenPlan": "plan",
+    "TokenBudget": "budget", "BudgetSampler": "budget_sampler", "TokenPlan": "plan",
     "BudgetEmbedding": "pruners", "VisionTokenController": "pruners",
     "Selector": "selectors", "TokenView": "selectors",
 }

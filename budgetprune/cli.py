@@ -15,6 +15,7 @@ from .cli_cost import cost
 from .cli_eval import evaluate, report
 from .cli_output import Out, Resume, console, evaluating, training
 from .cli_plan import plan
+from .cli_study import ablate
 from .cli_train import train, train_base
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False,
@@ -40,7 +41,7 @@ def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="
 
 
 for name, command in (("train-base", train_base), ("train", train), ("eval", evaluate), ("report", report),
-                      ("cost", cost), ("plan", plan)):
+                      ("cost", cost), ("plan", plan), ("ablate", ablate)):
     app.command(name)(command)
 
 

@@ -10,9 +10,10 @@ import pytest
 import budgetprune
 
 PACKAGE = Path(budgetprune.__file__).parent
-BASE = {"budget", "checked", "plan"}
+BASE = {"budget", "budget_sampler", "checked", "plan"}
 MAY_IMPORT = {
     "budget": {"checked"},
+    "budget_sampler": {"checked"},
     "checked": set(),
     "plan": set(),
     "cost": {"budget", "checked"},

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from ..ops import select_topk
+from ..pruners.relaxation import throttle
+from ..selectors.base import ragged
 from . import attention, notice
 from .base import Family
 from .choice import Group, Looks, Probe, anchors, gates_of, groups_of, joined, plan_groups, reduced
@@ -13,22 +16,25 @@ class Encoding:
     """One call of the encoder, and what is decided in it. The tapped attention layer shows it queries and keys.
 
     lengths: {medium: placeholders of each of its images}. copies: how often each placeholder stays, of all images in
-    order; None: nothing moves. gate: in training [N_i] of each image, over its placeholders.
+    order; None: nothing moves. gate: in training inside attention [N_i] of each image, over its placeholders.
+    acts_on: what training does with the choice, see selectors.adaptive; None outside of training.
     """
 
     # Whether the projector's pre-hook hands it the features.
     before_projector = False
 
     def __init__(self, model, family: Family, inputs: dict, *, gates: bool):
-        self.model, self.family, self.inputs, self.gates = model, family, inputs, gates
+        self.model, self.family, self.inputs = model, family, inputs
         self.pruner = model.budget_pruner
         self.selector = self.pruner.selector
+        self.acts_on = self.selector.acts_on if gates else None
+        self.all_stay = self.acts_on in ("attention", "noise")
         # Then an output token must stand where the token was that it is made of.
         self.in_place = self.pruner.positions(family) == "original"
         self.keeps_cls = family.keeps_cls(model, inputs)
         self.probes: dict[str, Probe] = {}
         self.lengths: dict[str, list[int]] = {}
-        self.medium, self.plan, self.copies, self.gate = None, None, None, None
+        self.medium, self.plan, self.copies, self.gate, self.strength = None, None, None, None, None
 
     def __call__(self, module, query, key, **kwargs):
         self.probes[self.medium](module, query, key, **kwargs)
@@ -48,15 +54,35 @@ class Encoding:
 
     def choose(self, tokens, grids) -> list[Group]:
         """Plans, or in training draws gates, for images with these tokens ([N_i, C] each, or [B, N, C])."""
-        counts = self.pruner.counts([len(x) for x in tokens], training=self.gates)
-        draws = self.gates or "key" in self.selector.needs
-        groups = groups_of(tokens, grids, self.looks([len(x) for x in tokens]), self.pruner, draws)
-        if self.gates:
-            self.gate = gates_of(groups, self.selector, counts, self.pruner.noise)
-        else:
+        training = self.acts_on is not None
+        counts = self.pruner.counts([len(x) for x in tokens], training=training)
+        groups = groups_of(tokens, grids, self.looks([len(x) for x in tokens]), self.pruner,
+                           training or "key" in self.selector.needs)
+        if not training:
             plan_groups(groups, self.selector, counts)
             self.plan = joined(groups)
+            return groups
+        gates = gates_of(groups, self.selector, counts, self.pruner.noise)
+        if self.acts_on == "attention":
+            self.gate = gates
+            return groups
+        self.strength = gates
+        if self.acts_on == "features":
+            for group in groups:
+                own = [counts[image] for image in group.members]
+                kept = select_topk(torch.stack([gates[image] for image in group.members]), own)
+                group.plan = ragged(kept, own)
+            self.plan = joined(groups)
         return groups
+
+    def altered(self, group: Group, tokens: Tensor) -> Tensor:
+        """tokens [B, N, C] of a group, at any level, as training on features or with noise hands them on."""
+        if self.strength is None:
+            return tokens
+        strength = torch.stack([self.strength[image] for image in group.members])
+        if self.acts_on == "features":
+            return tokens * strength[..., None].to(tokens.dtype)
+        return throttle(tokens, strength, group.view.key)
 
     def looks(self, counts: list[int]) -> Looks:
         looks, needs = Looks(), self.selector.needs
@@ -123,9 +149,12 @@ class BeforeProjector(Encoding):
         self.lengths[self.medium] = [tokens + int(self.keeps_cls)] * images
         groups = self.choose(patches, self.family.grids(self.model, self.medium, self.inputs, [tokens] * images))
         added = self.cls and not self.keeps_cls  # the prompt has no place for CLS: the first patch lends its own
-        if self.gates:
-            ones = torch.ones_like(self.gate[0][:1])
-            self.gate = [torch.cat([ones, gate]) for gate in self.gate] if prefix else self.gate
+        if self.strength is not None:  # all images have as many patches, so they are one group
+            features = torch.cat([features[:, :prefix], self.altered(groups[0], patches)], dim=1)
+        if self.all_stay:
+            if self.gate is not None and prefix:
+                ones = torch.ones_like(self.gate[0][:1])
+                self.gate = [torch.cat([ones, gate]) for gate in self.gate]
             copies = torch.ones(images, tokens, dtype=torch.long, device=features.device)
         else:
             (group,) = groups
@@ -135,7 +164,7 @@ class BeforeProjector(Encoding):
             copies = torch.cat([torch.ones_like(copies[:, :1]), copies], dim=1)
         elif added:
             copies[:, 0] += 1
-        everything = self.gates or self.plan.keeps_all(tokens)
+        everything = self.all_stay or self.plan.keeps_all(tokens)
         self.copies = copies.flatten() if added or not everything else None
         if everything:
             return features
@@ -164,35 +193,41 @@ class BehindEncoder(Encoding):
             grids += self.family.grids(self.model, medium, self.inputs, [int(x.sum()) for x in patches])
             every, inside = every + features, inside + patches
         groups = self.choose([x[m] for x, m in zip(every, inside)], grids)
-        if self.gates:
+        if self.gate is not None:
             self.gate = [m.float().masked_scatter(m, g) + (~m).float() for m, g in zip(inside, self.gate)]
             return outputs
-        if all(group.plan.keeps_all(group.view.tokens.shape[1]) for group in groups):
+        if self.strength is None and all(g.plan.keeps_all(g.view.tokens.shape[1]) for g in groups):
             return outputs
         return self.shortened(outputs, every, inside, groups)
 
     def shortened(self, outputs, every, inside, groups) -> dict:
-        """`outputs` with what stays, and self.copies."""
+        """`outputs` with what stays, or with noise in it, and self.copies."""
         levels = [every] + [sum((list(out.deepstack_features[i]) for out in outputs.values()), [])
                             for i in range(self._deep(outputs))]
         kept = [list(level) for level in levels]
         copies: list = [None] * len(every)
         for group in groups:
+            if self.all_stay:
+                for level, out in zip(levels, kept):
+                    rows = self.altered(group, torch.stack([level[i][inside[i]] for i in group.members]))
+                    for image, row in zip(group.members, rows):
+                        out[image] = level[image].masked_scatter(inside[image][:, None], row)
+                continue
             taken, order = self.places(group)
-            if group.plan.keeps_all(taken.shape[1]):
+            if self.strength is None and group.plan.keeps_all(taken.shape[1]):
                 for image in group.members:
                     copies[image] = torch.ones_like(inside[image], dtype=torch.long)
                 continue
             for level, out in zip(levels, kept):
                 tokens = group.view.tokens if level is every else \
                     torch.stack([level[i][inside[i]] for i in group.members])
-                rows = reduced(tokens, group.plan, order=order).split(group.plan.counts())
+                rows = reduced(self.altered(group, tokens), group.plan, order=order).split(group.plan.counts())
                 for image, row in zip(group.members, rows):
                     out[image] = torch.cat([level[image][~inside[image]], row]) if self.keeps_cls else row
             for image, row in zip(group.members, taken):
                 stay = torch.full_like(inside[image], int(self.keeps_cls), dtype=torch.long)
                 copies[image] = stay.masked_scatter(inside[image], row.long())
-        self.copies = torch.cat(copies)
+        self.copies = None if self.all_stay else torch.cat(copies)
         result, start = {}, 0
         for medium, out in outputs.items():
             end = start + len(self.lengths[medium])
@@ -217,8 +252,9 @@ def project(module, args):
 def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dict:
     """Replaces the images of `inputs` by their kept features, and shrinks the prompt to match.
 
-    Returns forward arguments for the untouched model. With `gates` the sequence keeps all its tokens, and the arguments
-    carry the gates for attention instead. generating: generate() counts positions from 0 in every model.
+    Returns forward arguments for the untouched model. gates: it trains; where the choice acts inside attention, the
+    sequence keeps all its tokens and the arguments carry the gates. generating: generate() counts positions from 0 in
+    every model.
     """
     pruner, family = model.budget_pruner, model.budget_pruner.family(model)
     ids = inputs.get("input_ids")
@@ -226,10 +262,10 @@ def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dic
     if ids is None:
         raise ValueError(f"input_ids must be given with {family.media[media[0]]}: a pruned model finds its image "
                          "tokens there")
-    if gates and family.prefix_lm:
+    if gates and family.prefix_lm and pruner.selector.acts_on == "attention":
         raise ValueError(f"{pruner.selector.name} cannot be trained in {type(model).__name__}: gates act inside causal "
                          "attention, and its prompt's tokens see each other in both directions; train it in another "
-                         "model, or call model.eval()")
+                         "model or with gate='noise', or call model.eval()")
     before = family.before_projector and not pruner.selector.after_projector
     call = (BeforeProjector if before else BehindEncoder)(model, family, inputs, gates=gates)
     outputs = call.finish({medium: call.run(medium) for medium in media})
@@ -259,7 +295,7 @@ def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dic
                         before, valid.sum(1).tolist())
     else:
         pruner.record(call.plan)
-    if gates:
+    if call.gate is not None:
         rest["budgetprune_gate"] = sequence_gate(rest, family.token_ids(model), call)
     rest["mm_encoder_outputs"] = outputs
     return rest

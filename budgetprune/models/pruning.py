@@ -197,13 +197,13 @@ def _before_forward(model, args, kwargs):
     pruner = model.budget_pruner
     if pruner.selector.place == "llm":
         return (), decoder.find_prompt(model, pruner, kwargs)
-    family, given, own = pruner.family(model), kwargs.get("mm_encoder_outputs"), None
+    family, given, own, gates = pruner.family(model), kwargs.get("mm_encoder_outputs"), None, False
     if not given and any(kwargs.get(pixels) is not None for pixels in family.media.values()):
         inputs = {name: value for name, value in kwargs.items() if value is not None}
         own = inputs.get("position_ids")  # those may say that sequences are packed
         gates = pruner.selector.trainable and model.training and torch.is_grad_enabled()
         kwargs = encode(model, inputs, gates=gates)
-        if gates:  # every token in every layer: a second method waits
+        if "budgetprune_gate" in kwargs:
             return (), one_tensor_each(family, kwargs)
         given = kwargs["mm_encoder_outputs"]
     else:
@@ -218,7 +218,8 @@ def _before_forward(model, args, kwargs):
         kwargs = one_tensor_each(family, kwargs)
         if pruner.positions(family) == "original" and own is None and not family.mrope:
             kwargs["budgetprune_gaps"] = True
-    return (), kwargs if pruner.inside is None else decoder.find_prompt(model, pruner.inside, kwargs)
+    # While the first method of two trains, the second waits.
+    return (), kwargs if pruner.inside is None or gates else decoder.find_prompt(model, pruner.inside, kwargs)
 
 
 __all__ = ["Pruner", "Pruning", "prune", "unprune"]

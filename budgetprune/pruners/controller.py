@@ -9,6 +9,7 @@ from ..budget import TokenBudget
 from ..checked import flag, integer, number, one_of
 from ..ops import gumbel_topk, select_topk
 from .budget_embedding import BudgetEmbedding
+from .relaxation import inclusion_probabilities
 
 FUSIONS = ("add", "concat", "cross", "none")
 NOISE_OF = {"race": "gumbel", "softmax": "gumbel", "fermi": "logistic"}
@@ -87,6 +88,17 @@ class VisionTokenController(nn.Module):
         logits = self.head(patches).squeeze(-1).float()
         return logits if self.position is None else logits + self.position.float()
 
+    def shares(self, features: Tensor, keep, **asked: Tensor) -> Tensor:
+        """[B, N] in [0, 1] with sum K: how much of each token is wanted, see relaxation.inclusion_probabilities."""
+        counts, logits = self._heard(features, keep, asked)
+        return inclusion_probabilities(logits, counts, tau=self.tau, estimator=self.estimator)
+
+    def _heard(self, features, keep, asked):
+        b, n = features.shape[:2]
+        counts = TokenBudget(keep).counts([n] * b)
+        budget = torch.tensor([k / n for k in counts], device=features.device)
+        return counts, self.logits(features, budget, **asked)
+
     def forward(self, features: Tensor, keep: int | float | list | Tensor, *, key: Tensor | None = None,
                 noise: bool = True, **asked: Tensor) -> ControllerOutput:
         """Selects. keep: a count or a fraction, for all samples or one per sample; 0 keeps one, N or more all.
@@ -95,10 +107,7 @@ class VisionTokenController(nn.Module):
         noise: False, in training: choose as inference does, with the same gradient estimator.
         asked: what `logits` takes beside features and budget, in subclasses that look at more.
         """
-        b, n = features.shape[:2]
-        counts = TokenBudget(keep).counts([n] * b)
-        budget = torch.tensor([k / n for k in counts], device=features.device)
-        logits = self.logits(features, budget, **asked)
+        counts, logits = self._heard(features, keep, asked)
         same = counts[0] if len(set(counts)) == 1 else counts
         if self.training:
             if key is None:
@@ -107,6 +116,7 @@ class VisionTokenController(nn.Module):
                                      noise=NOISE_OF[self.estimator] if noise else "none")
         else:
             kept = select_topk(logits, same)
-            padded = logits.new_zeros(b, n + 1).scatter(1, kept.long().remainder(n + 1), 1.0)
+            n = logits.shape[1]
+            padded = logits.new_zeros(len(logits), n + 1).scatter(1, kept.long().remainder(n + 1), 1.0)
             gate = padded[:, :n]
         return ControllerOutput(logits, gate, kept)

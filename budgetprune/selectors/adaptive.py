@@ -4,9 +4,13 @@ from typing import ClassVar
 
 from torch import nn
 
+from ..checked import one_of
 from ..pruners import VisionTokenController
 from ..pruners.controller import options_of
+from ..pruners.relaxation import FORMS
 from .base import Selector, TokenView, ragged
+
+GATES = ("attention", "features", "noise")
 
 
 class Adaptive(nn.Module, Selector):
@@ -15,10 +19,13 @@ class Adaptive(nn.Module, Selector):
     In training all tokens stay in the sequence and the hard gates act inside the attention of every
     decoder layer (DynamicViT, Rao et al. 2021, eq. 11), so a dropped token learns what it would have
     been worth; at inference the tokens are really removed and the kept ones hold their original
-    positions, which gives the same output. Gates on gathered features, the usual form, train worse
-    than random selection does.
+    positions, which gives the same output.
 
-    Options are those of pruners.VisionTokenController, at tau = 1. The module is made when it meets its model.
+    Options are those of pruners.VisionTokenController, at tau = 1, and gate, what training does with the choice:
+    "attention": as said; "features": the kept tokens are gathered, each times its straight-through gate, as is usual:
+    the dropped ones then learn nothing, and it trains worse than random selection does; "noise": every token stays, and
+    noise takes the place of what is little wanted (pruners.throttle), with the inclusion probabilities of the estimator
+    race or fermi. The module is made when it meets its model.
     """
 
     name = "adaptive"
@@ -26,15 +33,17 @@ class Adaptive(nn.Module, Selector):
     trainable: ClassVar[bool] = True
 
     def __init__(self, tau: float = 1.0, use_cls: bool = False, estimator: str = "race", fusion: str = "add",
-                 hidden_dim: int | None = None):
+                 hidden_dim: int | None = None, gate: str = "attention"):
         super().__init__()
         # Here already, and not only where the controller is made: nothing may have begun for a model by then.
         self._options = options_of(tau, use_cls, estimator, fusion, hidden_dim)
-        self.use_cls = use_cls
+        self.use_cls, self.acts_on = use_cls, one_of("gate", gate, GATES)
+        if gate == "noise":
+            one_of("estimator of gate 'noise'", estimator, FORMS)
         self.controller = None
 
     def options(self) -> dict:
-        return dict(self._options)
+        return {**self._options, "gate": self.acts_on}
 
     def bind(self, vision_dim: int, num_patches: int | None, text_dim: int | None = None) -> None:
         """Makes the controller for a model with these widths of features and text, and patches (None: any number)."""
@@ -64,9 +73,12 @@ class Adaptive(nn.Module, Selector):
             controller.train(was_training)
 
     def gate(self, view: TokenView, keep, noise: bool = True):
-        """[B, N], exactly 0 or 1, with gradient to the controller; what training puts inside attention."""
+        """[B, N] with gradient to the controller: exactly 0 or 1, what training puts inside attention or on features;
+        or in [0, 1], how much of each token stays where noise takes the place of the rest."""
         raise_if_ragged(view)
         keep, key = self.require(keep), view.need("key")
+        if self.acts_on == "noise":
+            return self._controller().shares(view.tokens, keep, **self.asked(view))
         return self._controller()(view.tokens, keep, key=key, noise=noise, **self.asked(view)).gate
 
 

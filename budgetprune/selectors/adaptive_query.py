@@ -20,8 +20,8 @@ class AdaptiveQuery(Adaptive):
     needs = frozenset({"text"})
 
     def __init__(self, tau: float = 1.0, use_cls: bool = False, estimator: str = "race", fusion: str = "add",
-                 hidden_dim: int | None = None, query_dim: int = 64):
-        super().__init__(tau, use_cls, estimator, fusion, hidden_dim)
+                 hidden_dim: int | None = None, query_dim: int = 64, gate: str = "attention"):
+        super().__init__(tau, use_cls, estimator, fusion, hidden_dim, gate)
         self._options["query_dim"] = integer("query_dim", query_dim, 1)
 
     def bind(self, vision_dim, num_patches, text_dim):

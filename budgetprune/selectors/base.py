@@ -66,7 +66,8 @@ class Selector:
     positions: "compact" (renumbered, as most training-free methods do) or "original" ids for what is kept.
     merges: whether a token that comes out may be a sum of tokens; otherwise each is one of the kept, unchanged.
     adaptive_count: whether the method can choose the count itself (`keep=None`).
-    trainable: whether it is a torch module that learns through gates in attention.
+    trainable: whether it is a torch module that learns.
+    acts_on: what training does with its choice, see selectors.adaptive.
     """
 
     name: ClassVar[str]
@@ -80,6 +81,7 @@ class Selector:
     merges: ClassVar[bool] = False
     adaptive_count: ClassVar[bool] = False
     trainable: ClassVar[bool] = False
+    acts_on: str = "attention"
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
