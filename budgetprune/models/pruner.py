@@ -1,19 +1,18 @@
 """What a pruned model carries: its method, its budget, and what was decided last."""
 
-import numpy as np
+from random import Random
+
 import torch
 from torch import Tensor, nn
 
 from ..budget import TokenBudget, count_range
+from ..budget_sampler import BudgetSampler
 from ..checked import LARGEST_SEED, integer
 from ..plan import TokenPlan
 from ..selectors import Selector
 from ..selectors.pair import pair_of
 from .base import Family, family_of
 from .placement import divided_like, whole
-
-# Philox blocks, of four draws each, between the noise of two images, and images between two samples: more than any has.
-BLOCKS, IMAGES = 2**18, 2**8
 
 
 class Pruner(nn.Module):
@@ -30,7 +29,7 @@ class Pruner(nn.Module):
         self.set_keep(keep)
         self.set_train_keep(train_keep)
         self.seed, self.offset, self.noise = integer("seed", seed, most=LARGEST_SEED), 0, True
-        self.samples: tuple[int, list[tuple[int, int]]] | None = None
+        self.draws: tuple[BudgetSampler, int, list[tuple[int, int]]] | None = None
         self.plan: TokenPlan | None = None
         self.stages: tuple[TokenPlan, ...] = ()
         self.index: Tensor | None = None
@@ -64,25 +63,23 @@ class Pruner(nn.Module):
     def family(self, model) -> Family:
         return family_of(model)
 
-    def set_samples(self, seed: int = 0, samples: list[tuple[int, int]] | None = None) -> None:
-        """Makes the draws of the next training step a function of `seed` and of where each image belongs.
+    def set_draws(self, sampler: BudgetSampler | None = None, step: int = 0, samples=()) -> None:
+        """Makes what the next training call draws a function of `sampler`, the step, and each image's place in it: then
+        it does not matter how many processes and calls share the step. None: back to torch's generator.
 
-        Then it does not matter how many processes and batches share the step.
-
-        samples: (number of its sample in the run, number of the image in its sample) of each image to come; None: back
-        to torch's generator.
+        samples: (number of its sample in the whole step, number of the image in its sample) of each image of the call.
         """
-        self.samples = None if samples is None else (seed, [(int(sample), int(image)) for sample, image in samples])
+        self.draws = None if sampler is None else (sampler, step, [(int(n), int(image)) for n, image in samples])
 
     def counts(self, tokens: list[int], training: bool = False) -> list[int] | None:
-        """Tokens to keep of samples with these many; in training drawn from [K_min, K_max]: one K for all, or where
-        set_samples says which samples these are, one K for each of them."""
+        """Tokens to keep of samples with these many; in training those of set_draws, or one K for all, drawn from
+        [K_min, K_max]."""
+        if training and self.draws is not None:
+            sampler, step, samples = self.draws
+            drawn = {n: sampler.draw(step, 1, first=n)[0] for n, _ in samples}
+            return [min(drawn[n], most) for (n, _), most in zip(samples, tokens, strict=True)]
         if training and self.train_keep is not None:
             low, high = self.train_keep
-            if self.samples is not None:
-                seed, samples = self.samples
-                drawn = {s: int(np.random.default_rng([seed, s]).integers(low, high + 1)) for s, _ in samples}
-                return [min(drawn[s], n) for (s, _), n in zip(samples, tokens, strict=True)]
             drawn = int(torch.randint(low, high + 1, ()))
             return [min(drawn, n) for n in tokens]
         each = "image" if self.selector.place == "vision" else "row of the prompt"
@@ -91,12 +88,12 @@ class Pruner(nn.Module):
     def next_key(self, tokens: Tensor, images: list[int]) -> Tensor:
         """int64 [2]: in training drawn from torch's generator, which checkpoints restore; else seed and offset.
 
-        In training with set_samples [B, 2], the keys of `images`, whose tokens [B, N, C] are.
+        In training with set_draws [B, 2]: those of `images`, numbers of the call's images, whose tokens [B, N, C] are.
         """
-        if self.training and self.samples is not None:
-            seed, samples = self.samples
-            keys = [[seed, samples[i][0] * BLOCKS * IMAGES + samples[i][1] * BLOCKS] for i in images]
-            return torch.tensor(keys, dtype=torch.int64, device=tokens.device)
+        if self.training and self.draws is not None:
+            sampler, step, samples = self.draws
+            names = [f"key/{sampler.seed}/{step}/{samples[i][0]}/{samples[i][1]}" for i in images]
+            return torch.tensor([[Random(name).getrandbits(62), 0] for name in names], device=tokens.device)
         if self.training:
             seed, offset = int(torch.randint(0, 2**62, ())), 0
         else:

@@ -53,7 +53,7 @@ def train_on_conversations(load: Callable[[torch.dtype], tuple], config: RunConf
         load: (model, processor) with weights of the given dtype.
         out_dir: for the pruner and what train_pruner writes beside it, run_config.json and skipped.jsonl.
         resume: False begins anew.
-        tell: called with (step, values) as training goes on.
+        tell: called with (step, values) as training goes on, first with (0, {"steps": how many}).
 
     ValueError: `out_dir` holds another run, the model or its chat template cannot be trained, or too many samples
     cannot be read.
@@ -98,6 +98,8 @@ def _train(model, stream, config, arguments, out_dir, tell) -> Trained:
     if checkpoint and arguments.should_save:
         log.info("resuming from %s", checkpoint)
     skips = Skips(out_dir, config.pruner.batch_size, config.pruner.steps, config.max_skipped)
+    if tell:
+        tell(0, {"steps": config.pruner.steps})
     with deferred_interrupts(signal.SIGTERM, apart=5.0) as interrupted:
         report = Report(tell, model.budget_pruner, config.pruner.noise * config.pruner.steps, interrupted)
         trainer = RunTrainer(trained, arguments, train_dataset=stream, data_collator=stream.collate,
@@ -111,7 +113,7 @@ def _train(model, stream, config, arguments, out_dir, tell) -> Trained:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             trained.eval()
-            model.budget_pruner.set_samples()
+            model.budget_pruner.set_draws()
         if report.stopped:
             raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {config.pruner.steps}; "
                                     "the same command goes on from there")

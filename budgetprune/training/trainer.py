@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import SCHEDULER_NAME
 
+from ..budget_sampler import BudgetSampler
 from ..models.adapter import replace_file, save_pretrained
 from ..models.placement import divided_like, whole
 from .loop import LOG, PrunerTrainer, is_peft
@@ -25,7 +26,9 @@ class RunTrainer(PrunerTrainer):
 
     def prepare(self, config, skips, pruner, modules: list[str]) -> None:
         """pruner: what draws. modules: names of those that are trained with all their weights."""
+        own = config.pruner
         self.config, self.skips, self.pruner = config, skips, pruner
+        self.sampler = BudgetSampler("uniform", own.k_min, own.k_max, per_sample=True, seed=own.seed)
         self.dtype = next(p.dtype for p in self.model.parameters() if not p.requires_grad)
         for name, module in self.model.named_modules():
             if name.rpartition(".")[2] in modules and self.dtype != torch.float32:
@@ -34,7 +37,9 @@ class RunTrainer(PrunerTrainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         inputs = dict(inputs)
-        self.pruner.set_samples(self.config.pruner.seed, inputs.pop("samples"))
+        whole_step = self.config.pruner.batch_size
+        places = [(position % whole_step, image) for position, image in inputs.pop("samples")]
+        self.pruner.set_draws(self.sampler, self.state.global_step, places)
         self.skips.took(inputs.pop("skipped"))
         inputs = {name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
                   for name, value in inputs.items()}
