@@ -106,8 +106,7 @@ def _train(model, stream, config, arguments, out_dir, tell) -> Trained:
                              callbacks=[skips, report])
         trainer.prepare(config, skips, model.budget_pruner, whole or [])
         if config.fsdp and not trainer.accelerator.is_fsdp2:
-            raise ValueError("fsdp must have two processes at least, each with a GPU, got "
-                             f"{arguments.world_size} on {arguments.device.type}")
+            raise ValueError(f"fsdp must have a GPU for each process, got {arguments.device.type}")
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -169,6 +168,8 @@ def training_arguments(config: RunConfig, out_dir: Path) -> TrainingArguments:
     if own.batch_size % (processes * config.micro_batch):
         raise ValueError(f"batch_size must be a multiple of processes x micro_batch, {processes} x "
                          f"{config.micro_batch}, got {own.batch_size}")
+    if config.fsdp and processes < 2:
+        raise ValueError("fsdp must have several processes to divide the weights over, got one: see docs/cluster.md")
     if config.report_to == "tensorboard":
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(out_dir / "tensorboard"))
     fsdp = {}

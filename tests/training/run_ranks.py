@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from transformers import Trainer
 
 from budgetprune.training import run
 from budgetprune.training.base_model import build_digits_llava
@@ -16,7 +19,7 @@ from budgetprune.training.config import TrainConfig
 from budgetprune.training.run_config import RunConfig
 
 RANKS = 2
-PRUNER = TrainConfig(k_min=4, k_max=16, steps=6, batch_size=4, save_every=3, learning_rate=1e-2, noise=1.0)
+PRUNER = TrainConfig(k_min=4, k_max=16, steps=4, batch_size=4, save_every=2, learning_rate=1e-2, noise=1.0)
 CASES = {  # LoRA is there for rows without an image, one question at a time for a method that looks at it
     "pruner": {"pruner": PRUNER},
     "lora": {"pruner": replace(PRUNER, lora_rank=2), "checkpointing": True},
@@ -36,7 +39,7 @@ def load(dtype):
 
 
 def train(data, out, case, stop_at=None, tell=None, **changes):
-    """(weights that are trained, rows of the log, samples skipped); Ctrl-C comes behind step `stop_at`."""
+    """(weights that are trained, rows of the log, samples skipped, the model); Ctrl-C comes behind step `stop_at`."""
     def told(step, values):
         if step == stop_at and not values:
             signal.raise_signal(signal.SIGINT)
@@ -45,11 +48,31 @@ def train(data, out, case, stop_at=None, tell=None, **changes):
     model = result.pruning.model
     weights = {name: p.full_tensor() if hasattr(p, "full_tensor") else p.detach().clone()
                for name, p in model.named_parameters() if p.requires_grad}
-    return weights, rows_of(out), result.skipped
+    return weights, rows_of(out), result.skipped, model
 
 
 def rows_of(out):
     return [json.loads(line) for line in (Path(out) / "train_log.jsonl").read_text().splitlines()]
+
+
+def stop_both_and_go_on(results, rank, data, out, case, name="", **changes):
+    """Ctrl-C comes to the second process alone."""
+    try:
+        train(data, out, case, stop_at=3 if rank == 1 else None, **changes)
+    except KeyboardInterrupt as stop:
+        results[name + "stop"] = str(stop)
+    results[name + "resumed"] = train(data, out, case, **changes)
+    names = {type(p).__name__ for p in results[name + "resumed"][3].parameters()}
+    results[name + "resumed"], results[name + "parameters"] = results[name + "resumed"][:3], names
+
+
+def as_on_gpus(create):
+    """accelerate divides weights on GPUs only; told that these processes have some, it does so on the CPU, too."""
+    def told(trainer):
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        return create(trainer)
+
+    return told
 
 
 def work(rank, folder, data):
@@ -61,13 +84,10 @@ def work(rank, folder, data):
                             timeout=timedelta(seconds=60))  # a process that waits in vain is an error, not a hang
     folder, data, results = Path(folder), Path(data), {}
     for case in CASES:
-        results[case] = train(data, folder / case, case)
-    try:
-        train(data, folder / "broken", "pruner", stop_at=4 if rank == 1 else None)
-    except KeyboardInterrupt as stop:
-        results["stop"] = str(stop)
-    results["resumed"] = train(data, folder / "broken", "pruner")
-    for case in os.environ.get("RT_FSDP", "pruner lora").split():
-        results[f"fsdp {case}"] = train(data, folder / f"fsdp-{case}", case, fsdp=True)
+        results[case] = train(data, folder / case, case)[:3]
+    stop_both_and_go_on(results, rank, data, folder / "broken", "pruner")
+    Trainer.create_accelerator_and_postprocess = as_on_gpus(Trainer.create_accelerator_and_postprocess)
+    results["fsdp pruner"] = train(data, folder / "fsdp", "pruner", fsdp=True)[:3]
+    stop_both_and_go_on(results, rank, data, folder / "fsdp-broken", "lora", "fsdp ", fsdp=True)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
