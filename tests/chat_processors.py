@@ -6,8 +6,9 @@ WORDS = {"<pad>": PAD, "<s>": 1, "</s>": 2, "<unk>": 3, "USER:": 4, "ASSISTANT:"
          "<vs>": START, "<ve>": END, "<|im_start|>": 104, "<|im_end|>": 105, "user": 6, "assistant": 7, "system": 8}
 PLAIN = "what is this a cat dog red blue three answer the question now and then it said no yes"
 # As llava-hf writes it, with nothing behind an answer; images come first.
-VICUNA = ("{% for m in messages %}{{ m.role.upper() + ': ' }}{% for p in m.content if p.type == 'image' %}{{ '<image> ' }}"
-          "{% endfor %}{% for p in m.content if p.type == 'text' %}{{ p.text + ' ' }}{% endfor %}{% endfor %}"
+VICUNA = ("{% for m in messages %}{{ m.role.upper() + ': ' }}"
+          "{% for p in m.content if p.type == 'image' %}{{ '<image> ' }}{% endfor %}"
+          "{% for p in m.content if p.type == 'text' %}{{ p.text + ' ' }}{% endfor %}{% endfor %}"
           "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}")
 CHATML = ("{% for m in messages %}{{ '<|im_start|> ' + m.role + '\\n' }}{% for p in m.content %}"
           "{{ '<vs><image><ve>' if p.type == 'image' else p.text }}{% endfor %}{{ ' <|im_end|>\\n' }}{% endfor %}"
