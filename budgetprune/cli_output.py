@@ -12,7 +12,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 console = Console(stderr=True)
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
-Base = Annotated[Path | None, typer.Option("--model", help="Folder of another small LLaVA, from train-base --out.")]
 Resume = Annotated[bool, typer.Option(help="Go on with what an earlier run left in the folder.")]
 
 
@@ -72,13 +71,15 @@ def _loss(values: dict) -> str:
 
 
 @contextmanager
-def training(steps: int, method: str):
+def training(steps: int | None, method: str):
+    """Yields report(step, values); without `steps` the first values say how many there are."""
     with progress(f"training {method}", steps) as tell:
-        last = [""]
+        seen = {"note": "", "steps": steps}
 
         def report(step, values):
-            last[0] = _loss(values) or last[0]
-            tell(step, last[0])
+            seen["note"] = _loss(values) or seen["note"]
+            seen["steps"] = values.get("steps", seen["steps"])
+            tell(step, seen["note"], seen["steps"])
 
         yield report
 

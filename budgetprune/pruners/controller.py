@@ -119,7 +119,7 @@ class VisionTokenController(nn.Module):
                 noise: bool = True, **asked: Tensor) -> ControllerOutput:
         """Selects. keep: a count or a fraction, for all samples or one per sample; 0 keeps one, N or more all.
 
-        key: int64 [2], needed in training; the same key draws the same noise on any device.
+        key: int64 [2] or [B, 2], needed in training; the same key draws the same noise on any device.
         noise: False, in training: choose as inference does, with the same gradient estimator.
         asked: what `logits` takes beside features and budget, in subclasses that look at more.
         """

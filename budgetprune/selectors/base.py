@@ -32,7 +32,7 @@ class TokenView:
     text_states: [B, T, C] and text_keys: [B, H, T, D], mid-LLM: what `tokens` and `keys` are, of the same text tokens.
     valid: [B, N] bool, False where a sample has fewer tokens than N; None: all exist.
     grid: (rows, columns) of the patches, row by row; None where there is no grid.
-    key: int64 [2], Philox seed and offset for methods that draw.
+    key: int64 [2], or in training [B, 2], one per sample: Philox seed and offset for methods that draw.
     budget: [B, C''] what the tower made of its budget token, vision side, for methods with `budget_in_tower`.
     """
 
