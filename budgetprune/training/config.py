@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..catalog import available, build, find
 from ..budget_sampler import KINDS, BudgetSampler
+from ..catalog import available, build, find
 from ..checked import integer, number, one_of
 
 

@@ -91,8 +91,8 @@ def test_parameters_are_those_that_train():
 
 def test_matrix_products_of_a_step_are_counted():
     """With LoRA, and gradients as far as the embeddings, as every layer but the first hands them on: the linear layers
-    by torch's counter; gates replace attention by an op that it does not know, of which the formula says the rest. The tower's
-    own attention, which has another name there, and the controller are within the 3 %."""
+    by torch's counter; gates replace attention by an op that it does not know, of which the formula says the rest.
+    The tower's own attention, which has another name there, and the controller are within the 3 %."""
     from peft import LoraConfig, get_peft_model
     from torch.utils.flop_counter import FlopCounterMode
 
