@@ -17,13 +17,27 @@ from .joint_config import JointConfig
 CHOICE_SEED = 4  # of the images of the training split on which pairs are compared
 
 
+class AnswersWithEnds(TaskStream):
+    """One question about each image, its answer and the end behind it to be learnt: a model whose own weights are
+    trained on answers alone forgets to stop."""
+
+    def __init__(self, task, processor, images: int, seed: int):
+        super().__init__(task, processor, images, seed, one_question=True)
+        self.end = processor.tokenizer.eos_token_id
+
+    def __getitems__(self, indices):
+        inputs = super().__getitems__(indices)
+        ids = inputs["input_ids"]
+        return inputs | {"labels": torch.where(ids == self.end, ids, inputs["labels"])}
+
+
 def train_task_joint(out, config: JointConfig, *, task: str | Task = FIRST, base=None, resume: bool = True,
                      tell: Callable | None = None):
     """(model, processor) of a task's LLaVA, trained into `out` or loaded from there, pruned, everything kept."""
     task = drawn(task)
     model, processor = load_base(base, task.name)
     config = replace(config, data=task.label)
-    dataset = TaskStream(task, processor, config.steps * config.batch_size, config.seed + 1, one_question=True)
+    dataset = AnswersWithEnds(task, processor, config.steps * config.batch_size, config.seed + 1)
     train_joint(model, dataset, out, config, resume=resume, tell=tell)
     return model, processor
 

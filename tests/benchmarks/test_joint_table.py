@@ -5,7 +5,7 @@ import pytest
 
 from budgetprune.cost import VlmShape
 from budgetprune.training.base_model import held_out, load_base
-from budgetprune.training.joint_task import scores
+from budgetprune.training.joint_task import AnswersWithEnds, scores
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +50,11 @@ def test_the_scores_are_those_that_the_held_out_accuracy_is_the_mean_of():
     model, processor = load_base()
     assert sum(scores(model, processor, images=8)) / 24 == held_out(model, processor, images=8)["accuracy"]
     assert len(scores(model, processor, split="train", images=3, batch=2)) == 9
+
+
+def test_one_answer_of_each_image_and_its_end_are_learnt():
+    processor = load_base()[1]
+    inputs = AnswersWithEnds("digits", processor, 6, seed=1).__getitems__([0, 1, 2])
+    learnt = [row[row != -100] for row in inputs["labels"]]
+    words = [processor.tokenizer.convert_ids_to_tokens(row) for row in learnt]
+    assert all(len(row) == 2 and row[0].isdigit() and row[1] == "</s>" for row in words)
