@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 
 from budgetprune.evaluation import Record
-from budgetprune.evaluation.frontier import area_under_curve, pareto_front
+from budgetprune.evaluation.frontier import pareto_front
+from budgetprune.evaluation.report_data import areas, common_range
+from budgetprune.evaluation.summary import group_records
 from budgetprune.study.paper import RESULT, TITLES
 
 RESULTS = Path(__file__).resolve().parent / "results" / "paper.json"
@@ -80,21 +82,24 @@ def methods_block(task: str) -> str:
     exact = [r for r in records if r.method != "none" and not r.method_options.get("count")]
     front = {(r.method, r.keep) for r in pareto_front(exact)}
     keeps = sorted({r.keep for r in exact})
-    areas = {label.split()[0]: area for label, area in area_under_curve(exact).items()}
+    group, = group_records([*exact, full])
+    found = {label.split()[0]: area for label, area in areas(group).items()}
+    low, high = (f"{cost / full.prefill_flops:.0%}" for cost in common_range(group))
     cells = {(r.method, r.keep): r for r in exact}
     lines = ["| method | " + " | ".join(f"K = {k}" for k in keeps) + " | area |",
              "|---|" + "--:|" * (len(keeps) + 1)]
-    for method in sorted({r.method for r in exact}, key=lambda name: -areas.get(name, 0)):
+    for method in sorted({r.method for r in exact}, key=lambda name: -found.get(name, 0)):
         row = []
         for keep in keeps:
             r = cells.get((method, keep))
             text = "" if r is None else f"{r.accuracy:.3f} · {r.prefill_flops / full.prefill_flops:.0%}"
             row.append(f"**{text}**" if (method, keep) in front else text)
-        area = f"{areas[method]:.3f}" if method in areas else ""
+        area = f"{found[method]:.3f}" if method in found else ""
         lines.append(f"| `{method}` | " + " | ".join(row) + f" | {area} |")
     lines.append("| full model | " + " | ".join([""] * (len(keeps) - 1) + [f"{full.accuracy:.3f} · 100%"]) + " | |")
     lines.append("\nAccuracy and share of the full model's prefill FLOPs; bold: on the Pareto front of both. Area: "
-                 "mean accuracy over the logarithm of the FLOPs, in the range that all methods reach. "
+                 f"mean accuracy over the logarithm of the FLOPs, from {low} to {high} of the full model's; blank: a "
+                 "method that does not reach that range. "
                  f"{full.samples} questions a cell. {source(result)}")
     return "\n".join(lines)
 

@@ -95,6 +95,7 @@ def render(text: str) -> str:
     text = fill(text, "demo table", demo_table(latest(read(DEMO / "records.jsonl"))))
     text = fill(text, "methods table", methods.methods_table())
     text = fill(text, "scaling law", scaling_block())
+    text = fill(text, "paper question", paper.question_block())
     return fill(text, "bench table", bench_table(json.loads(BENCH.read_text())))
 
 

@@ -18,7 +18,6 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 MODELS = {"LlavaForConditionalGeneration": "llava", "LlavaNextForConditionalGeneration": "llava_next",
           "LlavaOnevisionForConditionalGeneration": "llava_onevision", "Qwen2VLForConditionalGeneration": "qwen2_vl",
           "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl", "Qwen3VLForConditionalGeneration": "qwen3_vl",
-          "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
           "PaliGemmaForConditionalGeneration": "paligemma", "InternVLForConditionalGeneration": "internvl"}
 
 

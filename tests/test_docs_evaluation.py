@@ -11,10 +11,11 @@ import task_files
 
 from budgetprune.cli import main
 from budgetprune.evaluation.lmms import BENCHMARKS
-from budgetprune.training.base_model import BUNDLED
+from budgetprune.training.base_model import CHECKPOINTS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
-SMALL = {"llava-hf/llava-1.5-7b-hf": str(BUNDLED), "64,128,192": "4,8", "64": "4", "fastv@64": "fastv@4",
+MODEL = CHECKPOINTS / "digits-llava"
+SMALL = {"llava-hf/llava-1.5-7b-hf": str(MODEL), "64,128,192": "4,8", "64": "4", "fastv@64": "fastv@4",
          "visionzip@64": "visionzip@4"}
 
 
@@ -66,7 +67,7 @@ def test_the_blocks_of_evaluation_run(command, monkeypatch, tmp_path, capfd):
         code, said = command(line)
         assert code == ("reached" if "lmms:" in line else 0), said
         ran += 1
-    assert ran == 8 and loaded == [str(BUNDLED)] * 2
+    assert ran == 8 and loaded == [str(MODEL)] * 2
     assert "pope:coco_pope_random, digits-llava, 4 questions" in command(blocks("sh")[0])[1]
     assert Path("runs/all/compare.html").exists() and Path("runs/all/compare.json").exists()
     (block,) = blocks("python")

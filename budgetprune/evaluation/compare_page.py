@@ -44,9 +44,10 @@ def write_page(comparisons: Sequence[Comparison], notes: Sequence[str], runs, pa
     parts = [f"<h1>{escape(' and '.join(dict.fromkeys(str(run) for run in runs)))}</h1>",
              "<p>B against A on the same questions. Intervals and p take the questions of an image together; in bold: "
              "p below 0.05 after all comparisons made.</p>",
-             f'<div class="scroll"><table><thead><tr>{_row(heads(several), "th")}</tr></thead>'
+             f'<div class="scroll" id="cells"><table><thead><tr>{_row(heads(several), "th")}</tr></thead>'
              f"<tbody>{rows}</tbody></table></div>",
-             *(f"<p>{escape(note)}</p>" for note in notes), *(_examples(c) for c in comparisons if c.examples)]
+             *(f"<p>{escape(note)}</p>" for note in notes),
+             '<section id="examples">', *(_examples(c) for c in comparisons if c.examples), "</section>"]
     aside = path.with_name(f"{path.name}.part")
     aside.write_text('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
                      f'content="width=device-width"><title>Comparison</title><style>{_STYLE}</style></head><body>'

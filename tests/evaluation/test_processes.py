@@ -15,7 +15,7 @@ from budgetprune.evaluation import answers, record
 from budgetprune.evaluation.processes import Processes
 from budgetprune.evaluation.prompts import Prompts
 from budgetprune.evaluation.run import in_turn
-from budgetprune.training.base_model import BUNDLED
+from budgetprune.training.base_model import CHECKPOINTS
 
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("torch without gloo", allow_module_level=True)
@@ -28,7 +28,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
     pope = [f"pope.{name}={path}" for name, path in task_files.pope(folder).items()]
     sweep = ["--tasks", "digits,pope", "--task-option", pope[0], "--task-option", pope[1], "-m", "none,random", "-k",
-             "8", "--samples", "10", "--batch", "3", "--latency-batch", "0", "--new-tokens", "2", "--model", BUNDLED]
+             "8", "--samples", "10", "--batch", "3", "--latency-batch", "0", "--new-tokens", "2", "--model",
+             CHECKPOINTS / "digits-llava"]
     (folder / "options").write_text("\n".join(map(str, sweep)))
     return folder
 

@@ -9,9 +9,9 @@ import task_files
 from budgetprune.cli import main
 from budgetprune.cli_eval import entries
 from budgetprune.evaluation.processes import Processes, ProcessLost
-from budgetprune.training.base_model import BUNDLED
+from budgetprune.training.base_model import CHECKPOINTS
 
-SMALL = ("--latency-batch", 0, "--new-tokens", 2, "--batch", 3, "--model", BUNDLED)
+SMALL = ("--latency-batch", 0, "--new-tokens", 2, "--batch", 3, "--model", CHECKPOINTS / "digits-llava")
 
 
 @pytest.fixture
