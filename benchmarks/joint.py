@@ -12,15 +12,16 @@ import json
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from budgetprune import tasks
 from budgetprune.evaluation import measure, record
 from budgetprune.evaluation.interval import interval
-from budgetprune.tasks.digits import draw
-from budgetprune.training.base_model import TEST_SEED, digits_batch_inputs
+from budgetprune.evaluation.prompts import prepare
+from budgetprune.training.base_model import TEST_SEED
 from budgetprune.training.joint import spend
 from budgetprune.training.joint_config import JointConfig
-from budgetprune.training.joint_digits import chosen, prompts, rights, train_digits_joint
+from budgetprune.training.joint_task import chosen, scores, train_task_joint
 
 PREFIX = {"prefix": 1}
 ARMS = {"tokens": {"depth": None, "options": {"tau": 1.0}},
@@ -42,8 +43,8 @@ def measured(model, processor, config, arm: str, share: float, images: int, batc
     except ValueError:  # the budget does not pay for all tokens in the prefix
         return cell | {"keep": None, "layers": None, "flops": None, "accuracy": None, "ci95": None, "prefill_ms": None}
     spend(model, pair)
-    right = rights(model, processor, images=images)
-    inputs = prompts(digits_batch_inputs(draw("test", batch, TEST_SEED), processor, device=model.device), 0)
+    right = scores(model, processor, images=images)
+    inputs = prepare(processor, tasks.build("digits").samples("test", batch, TEST_SEED), model)
     return cell | {"keep": pair.keep, "layers": pair.layers, "flops": pair.flops, "of_full": pair.share,
                    "accuracy": sum(right) / len(right), "ci95": list(interval(right)), "batch": batch,
                    "prefill_ms": measure.prefill_ms(model, inputs)}
@@ -66,7 +67,7 @@ def run(out: Path, shares, steps: int, images: int, seed: int, batch: int = 32, 
             if "loss" in values and step % 50 == 0:
                 console.print(f"{arm}: step {step}/{steps}, loss {float(values['loss']):.3f}", highlight=False)
 
-        model, processor = train_digits_joint(folder, config, tell=tell)
+        model, processor = train_task_joint(folder, config, tell=tell)
         for cell in wanted:
             if cell not in done:
                 done[cell] = measured(model, processor, config, arm, cell[1], images, batch, choose) | \
@@ -77,11 +78,13 @@ def run(out: Path, shares, steps: int, images: int, seed: int, batch: int = 32, 
 
 
 def table(rows: list[dict]) -> Table:
-    shown = Table("budget", "given up", "K", "layers", "FLOPs", "accuracy", "95 %", "prefill ms",
-                  title=f"digits, {rows[0]['images']} images, {rows[0]['steps']} steps of training each")
+    one = (Column(name, no_wrap=True) for name in
+           ("budget", "spared", "K", "layers", "FLOPs", "accuracy", "95 %", "ms"))
+    shown = Table(*one, title=f"digits, {rows[0]['images']} images, {rows[0]['steps']} steps of training each; ms of "
+                              "one prefill")
     for r in rows:
         if r["keep"] is None:
-            shown.add_row(f"{r['share']:.0%}", r["arm"], "-", "-", "not enough", "", "", "")
+            shown.add_row(f"{r['share']:.0%}", r["arm"], "-", "-", "too few", "", "", "")
             continue
         shown.add_row(f"{r['share']:.0%}", r["arm"], str(r["keep"]), str(r["layers"]), f"{r['flops'] / 1e6:.1f} M",
                       f"{r['accuracy']:.3f}", "{:.3f}-{:.3f}".format(*r["ci95"]), f"{r['prefill_ms']:.1f}")

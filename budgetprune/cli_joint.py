@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .cli_output import Base, Out, Resume, console, training
+from .cli_train import DrawnTask
 
 
 def joint(model: Annotated[str, typer.Argument(help="A known model, or a folder with config.json.")] = "llava-1.5-7b",
@@ -38,6 +39,8 @@ def train_joint(out: Out = Path("runs/joint"), base: Base = None,
                 form: Annotated[str, typer.Option(help="Whole layers, or heads.")] = "layers",
                 prefix: Annotated[int, typer.Option(help="Layers that always run.")] = 1,
                 rank: Annotated[int, typer.Option(help="Heads of a unit, form heads.")] = 2,
+                answer_from: Annotated[str, typer.Option(help="Who predicts the answer: latency, or prompt, which a "
+                                                              "frozen model need not learn.")] = "latency",
                 share_min: Annotated[float, typer.Option(help="Smallest budget drawn, of the full prefill.")] = 0.35,
                 share_max: Annotated[float, typer.Option(help="Largest budget drawn.")] = 1.05,
                 tune: Annotated[str, typer.Option(help="Of the model itself: frozen, lora or full.")] = "full",
@@ -47,18 +50,18 @@ def train_joint(out: Out = Path("runs/joint"), base: Base = None,
                 learning_rate: Annotated[float, typer.Option(help="Peak, of what decides.")] = 3e-3,
                 model_learning_rate: Annotated[float, typer.Option(help="Peak, of the model's own weights.")] = 1e-3,
                 seed: Annotated[int, typer.Option(help="Of weights, data, noise and budgets.")] = 0,
-                resume: Resume = True):
-    """Train what spares image tokens and what spares layers together, for the digits LLaVA."""
+                task: DrawnTask = "digits", resume: Resume = True):
+    """Train what spares image tokens and what spares layers together, for the small LLaVA of a task."""
     from .training.joint_config import JointConfig
-    from .training.joint_digits import train_digits_joint
+    from .training.joint_task import train_task_joint
 
     spared = {"method": method, "depth": depth}
     spared = {name: None if value == "none" else value for name, value in spared.items()}
-    options = {"form": form, "prefix": prefix} | ({"rank": rank} if form == "heads" else {})
+    options = {"form": form, "prefix": prefix, "answer_from": answer_from} | ({"rank": rank} if form == "heads" else {})
     config = JointConfig(**spared, options={"tau": 1.0} if spared["method"] else {},
                          depth_options=options if spared["depth"] else {}, share_min=share_min, share_max=share_max,
                          tune=tune, lora_rank=lora_rank, steps=steps, batch_size=batch_size,
                          learning_rate=learning_rate, model_learning_rate=model_learning_rate, seed=seed)
     with training(steps, " and ".join(value for value in spared.values() if value)) as on_step:
-        train_digits_joint(out, config, base=base, resume=resume, tell=on_step)
+        train_task_joint(out, config, task=task, base=base, resume=resume, tell=on_step)
     console.print(f"tokens and layers: {out}")

@@ -27,7 +27,8 @@ class JointConfig:
     tune: what of the model is trained as well: "frozen" nothing; "lora" of rank `lora_rank` on the language model's
         attention; "full" the language model and the projector, as AdaLLaVA does.
     learning_rate: peak, of what decides; model_learning_rate: of the model's own weights. steps, batch_size, warmup,
-    weight_decay, max_grad_norm, noise, seed, save_every: as in TrainConfig.
+    weight_decay, max_grad_norm, noise, seed, save_every: as in TrainConfig. data: what the data is called, so that
+        a run on other data is another run.
 
     TypeError, ValueError: a field of another type or outside its range.
     """
@@ -52,6 +53,7 @@ class JointConfig:
     noise: float = 0.3
     seed: int = 0
     save_every: int = 100
+    data: str = ""
 
     def __post_init__(self):
         if self.method is None and self.depth is None:

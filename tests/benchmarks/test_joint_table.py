@@ -2,12 +2,10 @@
 
 import joint as bench
 import pytest
-import torch
 
 from budgetprune.cost import VlmShape
-from budgetprune.training import held_out_accuracy, load_base
-from budgetprune.training.base_model import TEST_SEED
-from budgetprune.training.joint_digits import rights
+from budgetprune.training.base_model import held_out, load_base
+from budgetprune.training.joint_task import AnswersWithEnds, scores
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +46,15 @@ def test_a_cut_off_run_measures_what_is_missing_with_the_models_that_are_there(r
     assert [[r[k] for k in alike] for r in again] == [[r[k] for k in alike] for r in before]
 
 
-@torch.no_grad()
-def test_right_answers_are_those_that_the_held_out_accuracy_counts():
+def test_the_scores_are_those_that_the_held_out_accuracy_is_the_mean_of():
     model, processor = load_base()
-    assert sum(rights(model, processor, images=8)) / 24 == held_out_accuracy(model, processor, 8)
-    assert len(rights(model, processor, split="train", images=3, seed=TEST_SEED, batch=2)) == 9
+    assert sum(scores(model, processor, images=8)) / 24 == held_out(model, processor, images=8)["accuracy"]
+    assert len(scores(model, processor, split="train", images=3, batch=2)) == 9
+
+
+def test_one_answer_of_each_image_and_its_end_are_learnt():
+    processor = load_base()[1]
+    inputs = AnswersWithEnds("digits", processor, 6, seed=1).__getitems__([0, 1, 2])
+    learnt = [row[row != -100] for row in inputs["labels"]]
+    words = [processor.tokenizer.convert_ids_to_tokens(row) for row in learnt]
+    assert all(len(row) == 2 and row[0].isdigit() and row[1] == "</s>" for row in words)
