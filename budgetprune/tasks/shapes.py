@@ -19,7 +19,6 @@ from .shapes_scene import (
     FOOTPRINT,
     GRID,
     KINDS,
-    NUMBERS,
     PATCH,
     QUESTIONS,
     SHAPES,
@@ -35,7 +34,7 @@ from .shapes_scene import (
 OUTLINES, TRAIN_OUTLINES = 200, 150  # of each shape in each size
 CHUNK = 64  # images are drawn in chunks with a generator each, so a stream can start anywhere
 STRIPES = 3
-ANSWERS = frozenset({"yes", "no", *NUMBERS, *SHAPES, *COLOURS})
+ANSWERS = frozenset({"yes", "no", *"0123456789", *SHAPES, *COLOURS})
 
 
 @lru_cache
@@ -194,7 +193,7 @@ class Shapes(Drawn, Task):
     patch_size: ClassVar[int] = PATCH
     questions: ClassVar[int] = QUESTIONS
     drawings: ClassVar[type[Drawings]] = Scenes
-    base_steps: ClassVar[tuple[int, int]] = (1500, 2500)
+    base_steps: ClassVar[tuple[int, int]] = (1200, 2500)
 
     def __post_init__(self):
         if not 0 <= self.clutter <= 1:

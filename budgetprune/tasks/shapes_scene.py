@@ -16,11 +16,11 @@ PLURALS = ("circles", "squares", "triangles", "crosses")
 COLOURS = {"red": (255, 38, 38), "green": (38, 230, 38), "blue": (64, 89, 255), "yellow": (255, 242, 38)}
 SIZES = ("small", "large")
 ENDS = ("leftmost", "rightmost", "highest", "lowest")
-NUMBERS = tuple("01234")
+NUMBERS = tuple("0123")
 KINDS = ("yesno", "count", "position")
-WORDS = (*SHAPES, *PLURALS, *COLOURS, *ENDS, *NUMBERS, "yes", "no", "how", "many", "shapes", "shape", "colour",
-         "is", "there", "a", "which")
-LONGEST = 5  # words of "is there a red circle"
+WORDS = (*SHAPES, *PLURALS, *COLOURS, *ENDS, *NUMBERS, "yes", "no", "how", "many", "are", "is", "there", "a",
+         "any", "shape", "colour", "which")
+LONGEST = 4  # words of a question. What is asked for stands last: a colour before the last word was not learnt
 FOOTPRINT = np.array([0, 1, GRID, GRID + 1])  # the patches of a large shape, from its top left one
 CLEAR = 3  # half patches from the centre of the outermost shape to that of any other, at least
 _ID = {word: number for number, word in enumerate(WORDS)}
@@ -117,23 +117,23 @@ def _outermost(layout, end):
 
 
 def _ask_whether(rng, layout):
-    """"is there a red circle", or where a colour or a form is missing "is there a red shape" or "is there a circle";
-    half of each with yes."""
+    """"is there a circle", "is any shape red", "is any circle red", half of each with yes. Of the first two only where
+    a form or a colour is missing, so that there could be a no."""
     there, scenes = layout.there, len(layout.there)
-    yes, simple, by_colour = rng.random((3, scenes)) < 0.5
+    yes, which = rng.random(scenes) < 0.5, rng.integers(0, 3, scenes)
     table = np.zeros((scenes, len(SHAPES), len(COLOURS)), bool)
     scene, number = np.nonzero(there)
     table[scene, layout.kind[scene, number, 0], layout.kind[scene, number, 1]] = True
     shape, colour = np.divmod(_any(rng, (table == yes[:, None, None]).reshape(scenes, -1)), len(COLOURS))
-    both = Asked(_words("is there a", _COLOUR[colour], _SHAPE[shape]), np.where(yes, _ID["yes"], _ID["no"]),
-                 np.where(yes[:, None], layout.has(0, shape) & layout.has(1, colour), there))
-    seen = np.where(by_colour[:, None], table.any(1), table.any(2))
-    value = _any(rng, seen == yes[:, None])
-    words = np.where(by_colour[:, None], _words("is there a", _COLOUR[value], "shape"),
-                     _words("is there a", _SHAPE[value]))
-    has = np.where(by_colour[:, None], layout.has(1, value), layout.has(0, value))
-    one = Asked(words, both.answer, np.where(yes[:, None], has, there))
-    return _either(simple & ~seen.all(1), one, both)
+    forms, colours = (table.any(axis) for axis in (2, 1))
+    form_alone, colour_alone = ((which == number) & ~seen.all(1) for number, seen in ((0, forms), (1, colours)))
+    shape = np.where(form_alone, _any(rng, forms == yes[:, None]), shape)
+    colour = np.where(colour_alone, _any(rng, colours == yes[:, None]), colour)
+    named = np.where(colour_alone[:, None], there, layout.has(0, shape))
+    named &= form_alone[:, None] | layout.has(1, colour)
+    words = np.where(form_alone[:, None], _words("is there a", _SHAPE[shape]),
+                     _words("is any", np.where(colour_alone, _ID["shape"], _SHAPE[shape]), _COLOUR[colour]))
+    return Asked(words, np.where(yes, _ID["yes"], _ID["no"]), np.where(yes[:, None], named, there))
 
 
 def _any(rng, allowed):
@@ -142,9 +142,8 @@ def _any(rng, allowed):
 
 
 def _ask_how_many(layout, by_colour, value, count):
-    """"how many red shapes", "how many circles"; to find none, all have to be seen."""
-    words = np.where(by_colour[:, None], _words("how many", _COLOUR[value], "shapes"),
-                     _words("how many", _PLURAL[value]))
+    """"how many are red", "how many are circles"; to find none, all have to be seen."""
+    words = _words("how many are", np.where(by_colour, _COLOUR[value], _PLURAL[value]))
     has = np.where(by_colour[:, None], layout.has(1, value), layout.has(0, value))
     return Asked(words, _NUMBER[count], np.where((count == 0)[:, None], layout.there, has))
 

@@ -148,11 +148,12 @@ def test_no_code_of_training_and_evaluation_knows_a_task_by_its_name():
 
 def test_a_run_on_shapes_learns_and_logs_each_kind_of_question(tmp_path, monkeypatch):
     monkeypatch.setattr(base_training, "FINAL_IMAGES", 4)
+    monkeypatch.setattr(base_training, "held_out", lambda *parts: held_out(*parts[:3], images=4))
     arguments = {"vision_steps": 40, "steps": 2, "batch": 8, "log_every": 20, "progress": False, "task": "shapes"}
     train_base(tmp_path, **arguments)
     rows = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
     assert [row["event"] for row in rows] == ["start", "vision", "vision", "llava", "end"]
-    assert rows[0]["task"] == "shapes" and rows[1]["loss"] > 1.15 * rows[2]["loss"]
+    assert rows[0]["task"] == "shapes" and rows[1]["loss"] > 1.05 * rows[2]["loss"]
     assert rows[4]["questions"] == 12 and {"accuracy", "yesno", "count", "position"} <= set(rows[4])
     model, processor = load_base(tmp_path)
     assert model.config.text_config.vocab_size == len(processor.tokenizer) == 5 + len(TASK.drawings.words)
