@@ -70,13 +70,13 @@ def small_tasks() -> list[str]:
     return [name for name in tasks.available() if issubclass(find_task(name), Drawn)]
 
 
-def measure(out, pruners: dict[str, Path], *, task: str = FIRST, samples: int = 768, resume: bool = True,
-            tell: Callable | None = None) -> Path:
+def measure(out, pruners: dict[str, Path], *, task: str = FIRST, samples: int = 768, latency_batch: int = 32,
+            resume: bool = True, tell: Callable | None = None) -> Path:
     """Evaluates all methods that select, the trained ones from their folders, and reports into `out`; returns the
     report."""
     model, processor = load_base(task=task)
     methods = sorted(available(), key=lambda name: (name != "none", name))
-    config = EvalConfig(methods, [*BUDGETS, None], pruners, samples=samples)
+    config = EvalConfig(methods, [*BUDGETS, None], pruners, samples=samples, latency_batch=latency_batch)
     evaluate(model.to(device()), processor, tasks.build(task), out, config, model_name=base_name(task), resume=resume,
              tell=tell)
     return write_report(out)
