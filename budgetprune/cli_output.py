@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 console = Console(stderr=True)
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Base = Annotated[Path | None, typer.Option("--model", help="Folder of another small LLaVA, from train-base --out.")]
 Resume = Annotated[bool, typer.Option(help="Go on with what an earlier run left in the folder.")]
 
 
@@ -85,6 +86,6 @@ def training(steps: int | None, method: str):
 
 
 @contextmanager
-def evaluating():
-    with progress("evaluating") as tell:
+def evaluating(task: str = ""):
+    with progress(f"evaluating {task}".rstrip()) as tell:
         yield lambda cell, done, total: tell(done, cell, total)

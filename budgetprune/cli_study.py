@@ -76,14 +76,11 @@ def paper(out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the 
           samples: Annotated[int, typer.Option(help="Questions per cell.")] = 768,
           workers: Annotated[int | None, typer.Option(help="Trainings at a time; default: one per core.")] = None):
     """The whole experiment in small: ablations over seeds, the question's worth, all methods on every small task."""
-    from .study.paper import run_paper, small_tasks
+    from .demo import small_tasks
+    from .study.paper import run_paper
 
-    bars: dict = {}
     with progress("paper") as tell:
         def on_part(part, done, total, note):
-            if part not in bars:
-                bars[part] = True
-                console.print(part, highlight=False)
             tell(done, f"{part} {note}".rstrip(), total)
 
         page = run_paper(out, tasks=listed("tasks", tasks) if tasks else small_tasks(), seeds=seeds, steps=steps,

@@ -1,7 +1,9 @@
 """The commands `budgetprune train-base` and `budgetprune train`."""
 
+import json
 import os
 from contextlib import nullcontext
+from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,7 @@ import typer
 
 from .cli_output import Out, Resume, console, training
 
+DrawnTask = Annotated[str, typer.Option(help="One that draws its images, such as digits or shapes.")]
 REAL = "Conversations"
 # What fits a model of 576 image tokens, where the digits' own would not.
 REAL_DEFAULTS = {"k_min": 32, "k_max": 288, "batch_size": 128, "learning_rate": 1e-3}
@@ -21,29 +24,37 @@ def real(help: str, *names: str):
 def train_base(out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: the user's cache.")] = None,
                vision_steps: Annotated[int | None, typer.Option(help="Steps of the vision tower alone.")] = None,
                steps: Annotated[int | None, typer.Option(help="Steps of the whole model.")] = None,
-               seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0, resume: Resume = True):
-    """Make the tiny LLaVA of the digits task from nothing (about ten minutes on two cores)."""
+               seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0, resume: Resume = True,
+               task: DrawnTask = "digits"):
+    """Make the tiny LLaVA of a task from nothing (about ten minutes on two cores)."""
     from .training import train_base as make
 
     given = {name: value for name, value in (("vision_steps", vision_steps), ("steps", steps)) if value is not None}
-    console.print(f"written to {make(out, seed=seed, resume=resume, **given)}")
+    console.print(f"written to {make(out, seed=seed, resume=resume, task=task, **given)}")
 
 
 def train(ctx: typer.Context, out: Out = Path("runs/pruner"),
-          model: Annotated[str | None, typer.Option(help="Folder of another digits LLaVA, from train-base --out; with "
+          model: Annotated[str | None, typer.Option(help="Folder of another small LLaVA, from train-base --out; with "
                                                     "--data a folder or a name on the hub.")] = None,
           method: Annotated[str, typer.Option("--method", "-m", help="A trained one.")] = "adaptive",
+          keep: Annotated[int | None, typer.Option(help="The one count of a method that is made for one.")] = None,
           k_min: Annotated[int, typer.Option(help="Smallest count drawn; with --data 32 unless given.")] = 2,
           k_max: Annotated[int, typer.Option(help="Largest count drawn; with --data 288 unless given.")] = 24,
           steps: Annotated[int, typer.Option(help="Optimiser steps; with --data one epoch unless given.")] = 300,
           batch_size: Annotated[int, typer.Option(help="Images per step, with --data over all processes, 128.")] = 64,
           learning_rate: Annotated[float, typer.Option(help="Peak, of the pruner; with --data 0.001.")] = 3e-3,
           estimator: Annotated[str, typer.Option(help="Gradient of the choice: race, fermi or softmax.")] = "race",
-          fusion: Annotated[str, typer.Option(help="Budget meets patches: add, concat, cross or none.")] = "add",
+          fusion: Annotated[str, typer.Option(help="Budget joins behind the vision encoder, post, or as one more token "
+                                                   "inside it, encoder.")] = "post",
+          conditioning: Annotated[str, typer.Option(help="Budget meets patches: add, concat, dot, cross or "
+                                                         "none.")] = "add",
+          token_position: Annotated[str, typer.Option(help="Of the token inside the encoder: own, first or "
+                                                           "last.")] = "own",
           tau: Annotated[float, typer.Option(help="Temperature of the choice.")] = 1.0,
           noise: Annotated[float, typer.Option(help="Share of the steps that draw with noise, from the first.")] = 0.3,
           use_cls: Annotated[bool, typer.Option(help="Put a projected CLS before the patches.")] = False,
           lora_rank: Annotated[int, typer.Option(help="LoRA rank on the language model; 0: it stays frozen.")] = 0,
+          option: Annotated[list[str] | None, typer.Option(help="key=value of the method; repeatable.")] = None,
           seed: Annotated[int, typer.Option(help="Of weights, data, noise and counts.")] = 0,
           save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
           data: Annotated[str | None, real("LLaVA's JSON or JSONL, parquet, or a folder of datasets.")] = None,
@@ -63,12 +74,18 @@ def train(ctx: typer.Context, out: Out = Path("runs/pruner"),
           report_to: Annotated[str, real("none, tensorboard or wandb.")] = "none",
           fsdp: Annotated[bool, real("Divide the weights over the processes (FSDP2).")] = False,
           deepspeed: Annotated[str | None, real("A DeepSpeed configuration, a JSON file.")] = None,
-          resume: Resume = True):
-    """Train a pruner on the language-model loss alone: for the digits LLaVA, or with --data for any model."""
+          resume: Resume = True, task: DrawnTask = "digits"):
+    """Train a pruner, or a method that compresses, on the language-model loss alone: for the small LLaVA of a task, or
+    with --data for any model."""
     from .training.config import TrainConfig
 
     given = {name for name in ctx.params if ctx.get_parameter_source(name).name != "DEFAULT"}
-    options = {"estimator": estimator, "fusion": fusion, "tau": tau, "use_cls": use_cls}
+    options = options_of(method, option or [], {
+        "estimator": (estimator, "race"), "fusion": (fusion, "post"), "conditioning": (conditioning, "add"),
+        "tau": (tau, 1.0), "use_cls": (use_cls, False), "token_position": (token_position, "own")})
+    if keep is not None:
+        k_min = k_max = keep
+        given |= {"k_min", "k_max"}
     own = {"method": method, "options": options, "k_min": k_min, "k_max": k_max, "steps": steps, "seed": seed,
            "batch_size": batch_size, "learning_rate": learning_rate, "noise": noise, "lora_rank": lora_rank,
            "save_every": save_every}
@@ -76,13 +93,15 @@ def train(ctx: typer.Context, out: Out = Path("runs/pruner"),
         needless = sorted(given & {p.name for p in ctx.command.params if getattr(p, "rich_help_panel", None) == REAL})
         if needless:
             raise ValueError(f"{needless[0]} must come with data, got no --data")
-        from .demo import train_digits_pruner
+        from .demo import train_task_pruner
 
         config = TrainConfig(**own)
         with training(steps, method) as on_step:
-            train_digits_pruner(out, config, base=model, resume=resume, tell=on_step)
+            train_task_pruner(out, config, task=task, base=model, resume=resume, tell=on_step)
         console.print(f"pruner: {out}")
         return
+    if "task" in given:
+        raise ValueError("task must come without data, which are other questions")
     if model is None:
         raise ValueError("model must be given with data, got no --model")
     if {"steps", "epochs"} <= given:
@@ -104,3 +123,32 @@ def train(ctx: typer.Context, out: Out = Path("runs/pruner"),
                       + (f"; {out / 'skipped.jsonl'} says why" if done.skipped else ""), highlight=False)
     if first:
         console.print(f"pruner: {out}")
+
+
+def options_of(method: str, texts: list[str], common: dict[str, tuple]) -> dict:
+    """The options of a method, of "key=value" with values as JSON has them, and of flags of their own.
+
+    common: {option: (value, default)} of those flags; a method that has no such option does without the default, and
+    refuses another value by itself. ValueError: another form, or an option twice; an unknown method.
+    """
+    from .catalog import find
+
+    own = signature(find(method)).parameters
+    found = {name: value for name, (value, default) in common.items() if name in own or value != default}
+    given = set()
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise ValueError(f"option must be key=value with a key out of {', '.join(own)}, got {text!r}")
+        if key in given:
+            raise ValueError(f"option {key} must be given once, got it twice")
+        given.add(key)
+        found[key] = _value(value)
+    return found
+
+
+def _value(text: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # a word needs no quotes

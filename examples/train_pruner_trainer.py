@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 import budgetprune
 from budgetprune.tasks.digits import draw
-from budgetprune.training import digits_batch_inputs, held_out_accuracy, load_base
+from budgetprune.training import batch_inputs, held_out, load_base
 
 ATTENTION = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"
 
@@ -24,7 +24,7 @@ class Digits(torch.utils.data.Dataset):
     """Item i: forward arguments of one image with its three questions, labels on the answers."""
 
     def __init__(self, processor, images):
-        self.batch = digits_batch_inputs(draw("train", images, seed=0), processor)
+        self.batch = batch_inputs(draw("train", images, seed=0), processor)
 
     def __len__(self):
         return len(self.batch["input_ids"])
@@ -54,9 +54,9 @@ def main(arguments=None):
         learning_rate=1e-3, warmup_steps=options.steps // 20, lr_scheduler_type="cosine", logging_steps=10,
         save_strategy="no", report_to=[], remove_unused_columns=False, dataloader_pin_memory=False)
     data = Digits(processor, images=options.steps * options.batch_size)
-    before = held_out_accuracy(trained, processor, options.images)
+    before = held_out(trained, processor, images=options.images)["accuracy"]
     Trainer(trained, settings, train_dataset=data).train()
-    after = held_out_accuracy(trained.eval(), processor, options.images)
+    after = held_out(trained.eval(), processor, images=options.images)["accuracy"]
     print(f"{options.keep} of 64 tokens: accuracy {before:.3f} before, {after:.3f} after {options.steps} steps")
 
     trained.save_pretrained(options.out)  # LoRA and pruner, one adapter
@@ -64,7 +64,7 @@ def main(arguments=None):
     model, _ = load_base()
     budgetprune.from_pretrained(model, options.out)
     reloaded = PeftModel.from_pretrained(model, options.out).eval()
-    again = held_out_accuracy(reloaded, processor, options.images)
+    again = held_out(reloaded, processor, images=options.images)["accuracy"]
     print(f"reloaded from {options.out}: accuracy {again:.3f}")
     return trained, reloaded
 

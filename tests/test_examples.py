@@ -58,9 +58,9 @@ def test_caption_prints_both_answers_and_what_was_kept(example, capsys, options,
 
 
 def test_caption_loads_any_model_of_transformers_by_name(example, capsys):
-    from budgetprune.training.base_model import BUNDLED
+    from budgetprune.training.base_model import CHECKPOINTS
 
-    example("caption").main(["--model", str(BUNDLED), "--question", "which digit is red"])
+    example("caption").main(["--model", str(CHECKPOINTS / "digits-llava"), "--question", "which digit is red"])
     assert "visionzip, 16 tokens" in capsys.readouterr().out
 
 
@@ -123,13 +123,13 @@ def test_later_turns_feed_their_words_only_and_are_answered(example, capsys, met
 @torch.no_grad()
 def test_trainer_adapter_comes_back_from_its_folder_to_the_bit(example, tmp_path, capsys):
     from budgetprune.tasks.digits import draw
-    from budgetprune.training import digits_batch_inputs, load_base
+    from budgetprune.training import batch_inputs, load_base
 
     with torch.enable_grad():
         trained, reloaded = example("train_pruner_trainer").main(
             ["--steps", "2", "--batch-size", "2", "--images", "2", "--out", str(tmp_path / "out")])
     assert "reloaded from" in capsys.readouterr().out
-    batch = digits_batch_inputs(draw("test", 2, seed=1), load_base()[1])
+    batch = batch_inputs(draw("test", 2, seed=1), load_base()[1])
     assert torch.equal(trained.to("cpu")(**batch).logits, reloaded(**batch).logits)
     assert reloaded.get_base_model().budget_pruner.plan.counts() == [8, 8]
     changed = [name for name, value in trained.named_parameters() if value.requires_grad]

@@ -26,7 +26,7 @@ def test_python_blocks_run_one_after_the_other(monkeypatch, tmp_path):
     from budgetprune import tasks
     from budgetprune.evaluation.run import prepare
     from budgetprune.tasks.digits import draw
-    from budgetprune.training import digits_batch_inputs, load_base
+    from budgetprune.training import batch_inputs, load_base
 
     monkeypatch.chdir(tmp_path)
     small, processor = load_base()
@@ -37,7 +37,7 @@ def test_python_blocks_run_one_after_the_other(monkeypatch, tmp_path):
 
     monkeypatch.setattr(transformers.LlavaForConditionalGeneration, "from_pretrained", from_pretrained)
     scope = {"inputs": prepare(processor, tasks.build("digits").samples("test", 2, 0), small),
-             "batch": digits_batch_inputs(draw("train", 2, 0), processor)}
+             "batch": batch_inputs(draw("train", 2, 0), processor)}
     assert len(blocks("python")) == 4
     for block in blocks("python"):
         exec(block.replace("keep=144", "keep=16"), scope)

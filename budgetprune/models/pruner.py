@@ -8,10 +8,13 @@ from torch import Tensor, nn
 from ..budget import TokenBudget, count_range
 from ..budget_sampler import BudgetSampler
 from ..checked import LARGEST_SEED, integer
+from ..compress import Compressor
 from ..plan import TokenPlan
 from ..selectors import Selector
 from ..selectors.pair import pair_of
 from .base import Family, family_of
+from .compressing import Compressing
+from .encoding import BeforeProjector, BehindEncoder, Encoding
 from .placement import divided_like, whole
 
 
@@ -49,6 +52,8 @@ class Pruner(nn.Module):
         if keep is None and not self.selector.adaptive_count:
             raise ValueError(f"keep must be given: {self.selector.name} does not choose the count itself")
         budget = None if keep is None else TokenBudget(keep)
+        if isinstance(self.selector, Compressor) and self.selector.site is not None:
+            self.selector.require([self.selector.count_of(keep, self.selector.site.tokens)])
         if self.inside is not None:
             self.inside.set_keep(inside)  # behind all that is wrong with ours, so that both change or neither
         self.budget, self.told = budget, False
@@ -62,6 +67,12 @@ class Pruner(nn.Module):
 
     def family(self, model) -> Family:
         return family_of(model)
+
+    def encoding(self, family: Family) -> type[Encoding]:
+        """What one call of the encoder is."""
+        if isinstance(self.selector, Compressor):
+            return Compressing
+        return BeforeProjector if family.before_projector and not self.selector.after_projector else BehindEncoder
 
     def set_draws(self, sampler: BudgetSampler | None = None, step: int = 0, samples=()) -> None:
         """Makes what the next training call draws a function of `sampler`, the step, and each image's place in it: then

@@ -82,16 +82,16 @@ def trials_of(settings: dict[str, dict], config: TrainConfig, seeds: int, budget
 
 def run_trial(trial: Trial, out: Path) -> None:
     """Trains and evaluates; what an earlier call has done is taken over."""
-    from ..demo import device, model_for, train_digits_pruner
+    from ..demo import base_name, device, model_for, train_task_pruner
     from ..evaluation.run import EvalConfig, evaluate
     from ..tasks import build
 
     folder, method = trial.folder(out), trial.config.method
-    train_digits_pruner(folder / "pruner", trial.config)
+    train_task_pruner(folder / "pruner", trial.config, task=trial.task)
     config = EvalConfig([method], list(trial.budgets), {method: folder / "pruner"}, samples=trial.samples,
                         latency_batch=0, images=0)
     model, processor = model_for(trial.task, None)
-    evaluate(model.to(device()), processor, build(trial.task), folder, config, model_name=f"{trial.task}-llava")
+    evaluate(model.to(device()), processor, build(trial.task), folder, config, model_name=base_name(trial.task))
 
 
 def run_trials(trials: Sequence[Trial], out, *, workers: int | None = None,

@@ -72,7 +72,8 @@ class Task(ABC):
     """A source of samples; a subclass with a `name` is in the registry, its dataclass fields are its options.
 
     new_tokens: tokens an answer may have. batch: prompts at a time, unless the evaluation says otherwise.
-    places: options that say where the data lies, and nothing of what is asked.
+    places: options that say where the data lies, and nothing of what is asked. budgets: counts that are worth asking
+    for, unless the evaluation says otherwise.
     """
 
     name: ClassVar[str]
@@ -81,6 +82,7 @@ class Task(ABC):
     new_tokens: ClassVar[int] = 2
     batch: ClassVar[int] = 128
     places: ClassVar[frozenset[str]] = frozenset()
+    budgets: ClassVar[tuple[int, ...]] = (64, 128, 192)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -145,7 +147,7 @@ def build(name: str, **options) -> Task:
         TypeError: the task has no such option, or needs one that is not given.
         FileNotFoundError: an option names a file that is not there.
     """
-    task = _find(name)
+    task = find(name)
     known = options_of(task)
     names = [f.name for f in known]
     if unknown := [option for option in options if option not in names]:
@@ -160,7 +162,7 @@ def parse_options(name: str, texts: Sequence[str]) -> dict[str, Any]:
 
     ValueError: another form, a key twice, or a value of the wrong kind; unknown keys are left to `build`.
     """
-    known, found = {f.name: f for f in options_of(_find(name))}, {}
+    known, found = {f.name: f for f in options_of(find(name))}, {}
     for text in texts:
         key, sign, value = text.partition("=")
         if not sign or not key:
@@ -183,7 +185,8 @@ def _converted(option, text):
     return Path(text) if Path in kinds else text
 
 
-def _find(name):
+def find(name: str) -> type[Task]:
+    """The class of a task. ValueError: there is none of this name."""
     if name not in _TASKS:
         raise ValueError(f"task must be one of {', '.join(available())}, got {name!r}")
     return _TASKS[name]

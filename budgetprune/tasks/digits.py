@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from .base import Sample, Task
+from .drawn import Drawings, Drawn
 
 SIZE, PATCH, QUESTIONS = 64, 8, 3
 GRID = SIZE // PATCH
@@ -21,8 +22,7 @@ COLOURS = {"red": (255, 26, 26), "green": (26, 255, 26), "blue": (51, 77, 255),
 TRAIN_GLYPHS = 1400  # of 1797
 CHUNK = 64  # images are drawn in chunks with a generator each, so a stream can start anywhere
 FOOTPRINT = np.array([0, 1, GRID, GRID + 1])  # the patches of a digit, from its top left patch
-# What the image processor makes of a byte: 1/255 in double, then (x - 0.5) / 0.5 in single precision.
-NORMALISED = ((np.arange(256) * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
+WORDS = (*COLOURS, "which", "digit", "is", *"0123456789")
 
 
 @lru_cache
@@ -53,7 +53,7 @@ def placements() -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Canvases:
+class Canvases(Drawings):
     """A batch of drawn images with all that is known about them.
 
     Args:
@@ -68,14 +68,21 @@ class Canvases:
     answers: np.ndarray
     corners: np.ndarray
 
-    def pixel_values(self) -> np.ndarray:
-        """What the image processor returns for these images, bit for bit: float32 [B, 3, 64, 64] in -1..1."""
-        return NORMALISED[np.ascontiguousarray(self.images.transpose(0, 3, 1, 2))]
+    words: ClassVar[tuple[str, ...]] = WORDS
+    classes: ClassVar[dict[str, int]] = {"digit": 10, "colour": len(COLOURS)}
 
-    def question(self, number: np.ndarray) -> "Canvases":
-        """The same images with one question each: number [B] of those they have."""
+    def question(self, number):
         row = np.arange(len(number))
         return Canvases(self.images, *(x[row, number][:, None] for x in (self.colours, self.answers, self.corners)))
+
+    def turns(self):
+        asked = np.empty((*self.colours.shape, 4), np.int64)
+        asked[..., :3] = [WORDS.index(word) for word in ("which", "digit", "is")]
+        asked[..., 3] = self.colours  # the first words
+        return asked, (self.answers + WORDS.index("0"))[..., None]
+
+    def patch_labels(self):
+        return {"digit": self.on_patches(self.answers), "colour": self.on_patches(self.colours)}
 
     def relevant(self) -> np.ndarray:
         """Patches of each question's digit, int64 [B, Q, 4], ascending."""
@@ -131,7 +138,7 @@ def _chunk(split, seed, number, ink, labels, noise):
 
 
 @dataclass(frozen=True)
-class Digits(Task):
+class Digits(Drawn, Task):
     """Name the digit of one colour among three, on an 8 x 8 grid of patches.
 
     Args:
@@ -143,11 +150,18 @@ class Digits(Task):
     noise: float = 0.25
 
     name: ClassVar[str] = "digits"
+    side: ClassVar[int] = SIZE
     patch_size: ClassVar[int] = PATCH
+    questions: ClassVar[int] = QUESTIONS
+    drawings: ClassVar[type[Drawings]] = Canvases
+    base_steps: ClassVar[tuple[int, int]] = (1500, 1200)
 
     def __post_init__(self):
         if not 0 <= self.noise <= 1:
             raise ValueError(f"noise must be in [0, 1], got {self.noise}")
+
+    def draw(self, split: str, count: int, seed: int, *, start: int = 0) -> Canvases:
+        return draw(split, count, seed, start=start, noise=self.noise)
 
     def samples(self, split: str, count: int, seed: int) -> list[Sample]:
         """`count` questions, three in a row about each image; see Task.samples."""

@@ -1,6 +1,6 @@
-"""Training: the small real LLaVA that the digits task needs, and the pruners that learn on top of a model."""
+"""Training: the small real LLaVA of a task that draws its images, and the pruners that learn on top of a model."""
 
-from .base_model import build_digits_llava, digits_batch_inputs, find_base, held_out_accuracy, load_base
+from .base_model import batch_inputs, build_base, find_base, held_out, load_base
 from .base_training import train_base
 
-__all__ = ["build_digits_llava", "digits_batch_inputs", "find_base", "held_out_accuracy", "load_base", "train_base"]
+__all__ = ["batch_inputs", "build_base", "find_base", "held_out", "load_base", "train_base"]

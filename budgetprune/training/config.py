@@ -4,9 +4,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..catalog import available, build, find
 from ..checked import integer, number
-from ..selectors import available, build
-from ..selectors.base import find
 
 
 @dataclass(frozen=True)
@@ -14,7 +13,7 @@ class TrainConfig:
     """How a pruner is trained.
 
     method, options: as prune() takes them; the method must be trainable.
-    k_min, k_max: each step draws its count K uniformly from [k_min, k_max].
+    k_min, k_max: each step draws its count K uniformly from [k_min, k_max]. A compressor has one count: both are it.
     steps, batch_size: optimiser steps, images per step. learning_rate: peak; warm-up over `warmup` of the steps,
         then half a cosine to zero. weight_decay: of AdamW. max_grad_norm: clip.
     noise: share of the steps, from the first, that draw with Gumbel noise; the rest choose as inference will. With
@@ -56,12 +55,21 @@ class TrainConfig:
         integer("seed", self.seed, most=2**32 - 1)  # numpy takes no larger one
         if self.k_min > self.k_max:
             raise ValueError(f"k_min and k_max must satisfy 1 <= k_min <= k_max, got {self.k_min} and {self.k_max}")
+        if find(self.method).fixed_count and self.k_min != self.k_max:
+            raise ValueError(f"k_min and k_max must be one count for {self.method}, whose weights are made for it, got "
+                             f"{self.k_min} and {self.k_max}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"noise must be in [0, 1], got {self.noise}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
+
+    @property
+    def budget(self) -> dict:
+        """`keep` and `train_keep` as prune() takes them."""
+        fixed = find(self.method).fixed_count
+        return {"keep": self.k_max, "train_keep": None if fixed else (self.k_min, self.k_max)}
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"

@@ -79,7 +79,7 @@ def attach(model: nn.Module, config: TrainConfig, whole: Sequence[str] | None = 
     whole: names of modules that are trained with all their weights; given, all that is trained is one peft adapter.
     """
     set_seed(config.seed)
-    pruning = prune(model, config.method, keep=config.k_max, train_keep=(config.k_min, config.k_max), **config.options)
+    pruning = prune(model, config.method, **config.budget, **config.options)
     model.requires_grad_(False)
     if config.lora_rank == 0 and whole is None:
         model.budget_pruner.requires_grad_(True)
@@ -115,7 +115,7 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     if resume and is_finished(out_dir, config):
         return from_pretrained(model, out_dir)
     # What is wrong with the method shows here, before anything of an earlier run is replaced.
-    prune(model, config.method, keep=config.k_max, train_keep=(config.k_min, config.k_max), **config.options).remove()
+    prune(model, config.method, **config.budget, **config.options).remove()
     begin(out_dir, config, resume)
     trained, pruning = attach(model, config)
     arguments = TrainingArguments(

@@ -38,7 +38,7 @@ def deferred_interrupts(*also: int, apart: float = 0.0):
 
 
 @contextmanager
-def progress_display(total, done, progress):
+def progress_display(what, total, done, progress):
     """Yields show(step, row=None): a bar on a terminal, a line per row elsewhere, nothing without `progress`."""
     def text(row):
         return ", ".join(f"{name} {value}" for name, value in row.items() if name not in ("seed", "torch"))
@@ -51,7 +51,7 @@ def progress_display(total, done, progress):
 
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("digits LLaVA", total=total, completed=done)
+        task = bar.add_task(what, total=total, completed=done)
 
         def show(step, row=None):
             if row:

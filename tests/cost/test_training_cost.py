@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import make_model
 
 import budgetprune
 from budgetprune.cost import KNOWN, VlmShape, decoder_flops, prefill_flops
@@ -81,8 +82,10 @@ def test_parameters_are_those_that_train():
 
     from budgetprune.training.loop import LORA_TARGETS
 
-    model = training(2, torch.float32)
-    assert pruner_parameters(32, 16) == sum(p.numel() for p in model.budget_pruner.parameters())
+    for model in (tiny(), make_model("qwen2_5_vl")):
+        budgetprune.prune(model, "adaptive", keep=5)
+        own = sum(p.numel() for p in model.budget_pruner.parameters())
+        assert pruner_parameters(VlmShape.from_config(model.config)) == own
     model = tiny(kv_heads=2)
     shape = VlmShape.from_config(model.config).decoder
     model = get_peft_model(model, LoraConfig(r=3, target_modules=LORA_TARGETS))
@@ -91,8 +94,8 @@ def test_parameters_are_those_that_train():
 
 def test_matrix_products_of_a_step_are_counted():
     """With LoRA, and gradients as far as the embeddings, as every layer but the first hands them on: the linear layers
-    by torch's counter; gates replace attention by an op that it does not know, of which the formula says the rest. The tower's
-    own attention, which has another name there, and the controller are within the 3 %."""
+    by torch's counter; gates replace attention by an op that it does not know, of which the formula says the rest. The
+    tower's own attention, which has another name there, and the controller are within the 3 %."""
     from peft import LoraConfig, get_peft_model
     from torch.utils.flop_counter import FlopCounterMode
 

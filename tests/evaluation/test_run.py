@@ -7,7 +7,7 @@ import budgetprune
 from budgetprune import tasks
 from budgetprune.evaluation import answers, measure, pictures, record
 from budgetprune.evaluation.run import EvalConfig, evaluate, prepare
-from budgetprune.training.base_model import build_digits_llava
+from budgetprune.training.base_model import build_base
 
 CONFIG = EvalConfig(["none", "uniform", "fastv", "prumerge"], [8, None], samples=12, batch=8, latency_batch=4, images=2)
 
@@ -15,7 +15,7 @@ CONFIG = EvalConfig(["none", "uniform", "fastv", "prumerge"], [8, None], samples
 @pytest.fixture(scope="module")
 def digits():
     torch.manual_seed(0)
-    return (*build_digits_llava(), tasks.build("digits"))
+    return (*build_base(), tasks.build("digits"))
 
 
 @pytest.fixture(scope="module")

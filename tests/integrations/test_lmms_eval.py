@@ -155,15 +155,15 @@ def crops_of_any_image(name, folder):
     """A small random LLaVA-NeXT or LLaVA-OneVision that knows the digits task's words, saved with its processor."""
     import transformers as t
 
-    from budgetprune.training.base_model import CHAT, WORDS, build_digits_llava
+    from budgetprune.training.base_model import CHAT, build_base
 
-    tokenizer = build_digits_llava()[1].tokenizer
+    tokenizer = build_base()[1].tokenizer
     tokenizer.add_special_tokens({"additional_special_tokens": ["<video>"]}, replace_extra_special_tokens=False)
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
     tower = {**small, "image_size": 32, "patch_size": 8}
     grids, ids = [[32, 64], [64, 32], [64, 64]], {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     text = {**small, "num_key_value_heads": 4, "vocab_size": len(tokenizer), "max_position_embeddings": 512, **ids}
-    shared = {"image_token_id": WORDS.index("<image>"), "image_grid_pinpoints": grids, **ids}
+    shared = {"image_token_id": tokenizer.convert_tokens_to_ids("<image>"), "image_grid_pinpoints": grids, **ids}
     image = {"size": {"height": 32, "width": 32}, "image_grid_pinpoints": grids}
     if name == "llava_next":
         config = t.LlavaNextConfig(vision_config=t.CLIPVisionConfig(**tower), text_config=t.LlamaConfig(**text),

@@ -15,7 +15,7 @@ from PIL import Image
 import budgetprune
 from budgetprune.tasks import build
 from budgetprune.training import load_base
-from budgetprune.training.base_model import BUNDLED
+from budgetprune.training.base_model import CHECKPOINTS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SAMPLES = build("digits").samples("test", 12, 5)
@@ -28,7 +28,7 @@ def served():
         from serve import Service, make_server
     finally:
         sys.path.remove(str(EXAMPLES))
-    model, processor = load_base(BUNDLED)
+    model, processor = load_base(CHECKPOINTS / "digits-llava")
     service = Service(budgetprune.prune(model, "prumerge_plus", keep=24), processor, "digits-llava", 24)
     server = make_server(service)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -15,7 +15,8 @@ def trial(tmp_path, variant, seed, accuracies, recall=0.5):
         append(one.folder(tmp_path) / "records.jsonl", Record(
             task="digits", model="m", method="adaptive", method_options={}, keep=keep, kept_mean=float(keep),
             accuracy=accuracy, ci95=(0.0, 1.0), samples=10, kept_recall=recall, prefill_flops=1, prefill_ms=None,
-            decode_ms_per_token=None, peak_bytes=None, seed=0, commit="c", torch="t", device="d", time="2026-11-21T00:00:00+00:00"))
+            decode_ms_per_token=None, peak_bytes=None, seed=0, commit="c", torch="t", device="d",
+            time="2026-11-21T00:00:00+00:00"))
     return one
 
 

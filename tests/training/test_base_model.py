@@ -9,31 +9,25 @@ import torch
 from PIL import Image
 
 from budgetprune.tasks import build
-from budgetprune.tasks.digits import draw
-from budgetprune.training import (
-    base_model,
-    base_training,
-    build_digits_llava,
-    digits_batch_inputs,
-    find_base,
-    held_out_accuracy,
-    load_base,
-)
+from budgetprune.tasks.digits import COLOURS, draw
+from budgetprune.training import base_model, base_training, batch_inputs, build_base, find_base, held_out, load_base
+
+BUNDLED = base_model.CHECKPOINTS / "digits-llava"
 
 
 @pytest.fixture(scope="module")
 def untrained():
-    return build_digits_llava(0)
+    return build_base(seed=0)
 
 
 @pytest.fixture(scope="module")
 def bundled():
-    return load_base(base_model.BUNDLED)
+    return load_base(BUNDLED)
 
 
 def prompts(canvases, turns):
     """The text of the first `turns` questions, the last one unanswered, as a user would write it."""
-    names = list(base_model.COLOURS)
+    names = list(COLOURS)
     for colours, answers in zip(canvases.colours, canvases.answers):
         asked = [f"which digit is {names[c]} {a} </s>" for c, a in zip(colours[:turns], answers)]
         yield " ".join(["<image>", *asked])[:-len(" 0 </s>")]
@@ -49,13 +43,13 @@ def test_the_model_is_a_small_llava_of_the_usual_form(untrained):
     config = model.config
     assert (config.vision_feature_layer, config.vision_feature_select_strategy) == (-2, "default")
     assert config.image_token_id == processor.image_token_id
-    assert config.text_config.vocab_size == len(processor.tokenizer) == len(base_model.WORDS)
+    assert config.text_config.vocab_size == len(processor.tokenizer) == 24
 
 
 def test_the_seed_alone_draws_the_weights_and_torch_s_generator_is_left_alone(untrained):
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    same, other = build_digits_llava(0)[0], build_digits_llava(1)[0]
+    same, other = build_base(seed=0)[0], build_base(seed=1)[0]
     assert torch.equal(before, torch.get_rng_state())
     weights = untrained[0].state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in same.state_dict().items())
@@ -75,7 +69,7 @@ def test_processor_puts_one_placeholder_per_patch(untrained):
     sample = build("digits").samples("test", 1, 0)[0]
     inputs = processor(text=f"<image> {sample.question}", images=sample.image, return_tensors="pt")
     assert inputs["input_ids"].shape == (1, 69) and set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
-    assert model(**inputs).logits.shape == (1, 69, len(base_model.WORDS))
+    assert model(**inputs).logits.shape == (1, 69, 24)
 
 
 def test_chat_template_writes_the_plain_prompt(untrained):
@@ -93,7 +87,7 @@ def test_chat_template_writes_the_plain_prompt(untrained):
 
 def test_batch_pixels_are_those_of_the_processor_bit_for_bit(untrained):
     canvases = draw("test", 5, 1)
-    mine = digits_batch_inputs(canvases, untrained[1])["pixel_values"]
+    mine = batch_inputs(canvases, untrained[1])["pixel_values"]
     for kind in (np.asarray, Image.fromarray):
         theirs = untrained[1](text=["<image>"] * 5, images=[kind(image) for image in canvases.images],
                               return_tensors="pt")["pixel_values"]
@@ -102,7 +96,7 @@ def test_batch_pixels_are_those_of_the_processor_bit_for_bit(untrained):
 
 def test_batch_ids_are_those_of_the_tokenized_text(untrained):
     canvases = draw("train", 6, 2)
-    mine = digits_batch_inputs(canvases, untrained[1])
+    mine = batch_inputs(canvases, untrained[1])
     for turns in (1, 2, 3):
         theirs = untrained[1](text=list(prompts(canvases, turns)), images=list(canvases.images), return_tensors="pt")
         assert torch.equal(mine["input_ids"][:, :theirs["input_ids"].shape[1]], theirs["input_ids"])
@@ -112,7 +106,7 @@ def test_batch_ids_are_those_of_the_tokenized_text(untrained):
 @pytest.mark.parametrize("learn_end", [False, True])
 def test_labels_are_the_answers_and_if_wanted_their_ends(untrained, learn_end):
     canvases = draw("train", 6, 3)
-    inputs = digits_batch_inputs(canvases, untrained[1], learn_end=learn_end)
+    inputs = batch_inputs(canvases, untrained[1], learn_end=learn_end)
     learnt = inputs["labels"] != -100
     assert torch.equal(inputs["labels"][learnt], inputs["input_ids"][learnt])
     words = untrained[1].tokenizer.convert_ids_to_tokens(inputs["labels"][learnt].tolist())
@@ -123,7 +117,7 @@ def test_labels_are_the_answers_and_if_wanted_their_ends(untrained, learn_end):
 def test_the_first_question_of_a_sequence_is_the_question_asked_alone(untrained):
     model, processor = untrained
     canvases = draw("test", 4, 4)
-    inputs = digits_batch_inputs(canvases, processor)
+    inputs = batch_inputs(canvases, processor)
     alone = processor(text=list(prompts(canvases, 1)), images=list(canvases.images), return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits[:, :69], model(**alone).logits)
@@ -134,16 +128,16 @@ def test_the_first_question_of_a_sequence_is_the_question_asked_alone(untrained)
 
 def test_load_base_takes_the_path_then_the_own_training_then_the_package(tmp_path, monkeypatch, caplog, bundled):
     own, given = tmp_path / "own", tmp_path / "given"
-    monkeypatch.setattr(base_model, "user_base_dir", lambda: own)
-    assert find_base() == (base_model.BUNDLED, "bundled")
+    monkeypatch.setattr(base_model, "user_base_dir", lambda task: own)
+    assert find_base() == (BUNDLED, "bundled")
     for seed, place in ((1, own), (2, given)):
-        for part in build_digits_llava(seed):
+        for part in build_base(seed=seed):
             part.save_pretrained(place)
     assert find_base() == (own, "cache") and find_base(given) == (given, "given")
     with caplog.at_level(logging.INFO, "budgetprune"):
         model, processor = load_base()
     assert "cache" in caplog.text and str(own) in caplog.text
-    assert torch.equal(model.lm_head.weight, build_digits_llava(1)[0].lm_head.weight)
+    assert torch.equal(model.lm_head.weight, build_base(seed=1)[0].lm_head.weight)
     assert not model.training and processor.tokenizer.padding_side == "left"
 
 
@@ -191,7 +185,7 @@ def test_bundled_model_answers_alike_behind_padding(bundled):
 def test_bundled_model_answers_a_second_question_in_conversation(bundled):
     model, processor = bundled
     canvases = draw("test", 64, 128)
-    inputs = digits_batch_inputs(canvases, processor)
+    inputs = batch_inputs(canvases, processor)
     with torch.no_grad():
         named = model(**{k: v for k, v in inputs.items() if k != "labels"}).logits[:, :-1].argmax(-1)
     asked = inputs["labels"][:, 1:] != -100
@@ -200,12 +194,12 @@ def test_bundled_model_answers_a_second_question_in_conversation(bundled):
 
 
 def test_bundled_log_is_that_of_the_bundled_weights(bundled):
-    log = (base_model.BUNDLED / "train_log.jsonl").read_text().splitlines()
+    log = (BUNDLED / "train_log.jsonl").read_text().splitlines()
     start, end = json.loads(log[0]), json.loads(log[-1])
     assert start["event"] == "start" and end["event"] == "end" and end["step"] == start["vision_steps"] + start["steps"]
     assert end["accuracy"] >= 0.95
     # the same stream as the log's, a quarter of it: within 4 standard errors
-    again = held_out_accuracy(*bundled, images=256, seed=base_training.TEST_SEED + 1)
+    again = held_out(*bundled, images=256, seed=base_training.TEST_SEED + 1)["accuracy"]
     assert again == pytest.approx(end["accuracy"], abs=4 * (0.05 * 0.95 / 768) ** 0.5)
 
 
@@ -232,15 +226,15 @@ def test_bundled_cls_attends_to_the_digits(bundled):
 
 
 def test_bundled_files_are_small():
-    assert sum(file.stat().st_size for file in base_model.BUNDLED.iterdir()) < 3_000_000
+    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 3_000_000
 
 
 def test_a_stream_of_one_question_each_asks_them_in_turn():
-    from budgetprune.training import load_base
-    from budgetprune.training.data import DigitsStream
+    from budgetprune.training.data import TaskStream
 
     _, processor = load_base()
-    whole, one = (DigitsStream(processor, 8, 3, one_question=one).__getitems__([2, 3, 4, 5]) for one in (False, True))
+    whole, one = (TaskStream("digits", processor, 8, 3, one_question=one).__getitems__([2, 3, 4, 5])
+                  for one in (False, True))
     assert torch.equal(whole["pixel_values"], one["pixel_values"])
     assert one["input_ids"].shape == (4, 1 + 64 + 6) and ((one["labels"] != -100).sum(1) == 1).all()
     for row, index in enumerate([2, 3, 4, 5]):

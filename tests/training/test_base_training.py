@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from budgetprune.tasks import build
 from budgetprune.tasks.digits import draw
 from budgetprune.training import (
     base_training,
-    build_digits_llava,
-    digits_batch_inputs,
+    batch_inputs,
+    build_base,
     find_base,
     load_base,
     terminal,
@@ -25,7 +26,7 @@ SMALL = {"vision_steps": 3, "steps": 4, "batch": 4, "seed": 5, "progress": False
 
 @pytest.fixture(scope="module")
 def untrained():
-    return build_digits_llava(0)
+    return build_base(seed=0)
 
 
 @pytest.fixture
@@ -47,14 +48,14 @@ class NothingHidden:
 def test_training_loss_is_the_model_s_own_where_no_patch_is_hidden(untrained):
     model, processor = untrained
     canvases = draw("train", 4, 5)
-    inputs = digits_batch_inputs(canvases, processor, learn_end=True)
+    inputs = batch_inputs(canvases, processor, learn_end=True)
     loss = base_training.llava_loss(model, canvases, processor, NothingHidden())
     torch.testing.assert_close(loss, model(**inputs).loss)
 
 
 def test_half_of_the_images_have_patches_hidden_and_questions_never(untrained):
-    inputs = digits_batch_inputs(draw("train", 256, 5), untrained[1])
-    hidden = base_training.without_patches(inputs, np.random.default_rng(0))
+    inputs = batch_inputs(draw("train", 256, 5), untrained[1])
+    hidden = base_training.without_patches(inputs, 64, np.random.default_rng(0))
     assert torch.equal(hidden["position_ids"][3], torch.arange(83)) and bool(inputs["attention_mask"].all())
     mask = hidden["attention_mask"]
     assert bool(mask[:, 0].all()) and bool(mask[:, 65:].all())
@@ -67,8 +68,8 @@ def test_half_of_the_images_have_patches_hidden_and_questions_never(untrained):
 def test_a_hidden_patch_is_as_good_as_absent(untrained):
     """The loss does not change when hidden patches show something else."""
     model, processor = untrained
-    inputs = digits_batch_inputs(draw("train", 4, 8), processor)
-    inputs = base_training.without_patches(inputs, np.random.default_rng(1))
+    inputs = batch_inputs(draw("train", 4, 8), processor)
+    inputs = base_training.without_patches(inputs, 64, np.random.default_rng(1))
     before, seen = model(**inputs).loss, []
 
     def scramble(module, args):
@@ -92,7 +93,7 @@ def test_every_parameter_but_the_tower_s_learns_in_the_second_stage(untrained):
 
 
 def test_perfect_heads_have_no_loss():
-    canvases, heads = draw("train", 3, 7), base_training.TowerHeads(64)
+    canvases, heads = draw("train", 3, 7), base_training.TowerHeads(64, {"digit": 10, "colour": 6})
     digit, colour = heads.patch_labels(canvases, "cpu")
     one_hot = torch.nn.functional.one_hot
     states = torch.zeros(3, 65, 64)
@@ -170,7 +171,8 @@ def test_a_run_in_another_thread_trains_without_touching_signals(tmp_path, quick
 
 
 def test_a_state_of_other_settings_is_not_gone_on_with(tmp_path, quick_end, capsys):
-    run = base_training._Run({"vision_steps": 3, "steps": 4, "batch": 4, "seed": 6}, torch.device("cpu"))
+    settings = {"task": "digits", "vision_steps": 3, "steps": 4, "batch": 4, "seed": 6}
+    run = base_training._Run(build("digits"), settings, torch.device("cpu"))
     run.step = 5
     run.save(tmp_path / "resume.pt")
     train_base(tmp_path, **SMALL)
@@ -180,7 +182,7 @@ def test_a_state_of_other_settings_is_not_gone_on_with(tmp_path, quick_end, caps
 
 def test_a_run_learns_logs_and_leaves_only_the_finished_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(base_training, "FINAL_IMAGES", 4)
-    monkeypatch.setattr(base_training, "held_out_accuracy", lambda *a, **k: 0.5)
+    monkeypatch.setattr(base_training, "held_out", lambda *a, **k: {"accuracy": 0.5})
     assert train_base(tmp_path, vision_steps=40, steps=2, batch=8, log_every=20) == tmp_path
     rows = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
     assert [(row["event"], row.get("step")) for row in rows] == [
@@ -198,7 +200,7 @@ def test_progress_is_a_bar_on_a_terminal_and_silence_if_unwanted(monkeypatch, ca
     monkeypatch.setenv("TERM", "xterm")
     for wanted in (True, False):
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-        with terminal.progress_display(10, 4, wanted) as show:
+        with terminal.progress_display("digits LLaVA", 10, 4, wanted) as show:
             show(10)
             show(10, {"event": "end", "accuracy": 0.25, "seed": 3})
         shown = capsys.readouterr().err
