@@ -113,6 +113,8 @@ def train(ctx: typer.Context, out: Out = Path("runs/pruner"),
             train_task_pruner(out, TrainConfig(**settings), task=task, base=model, resume=resume, tell=on_step)
         console.print(f"pruner: {out}")
         return
+    if "task" in given:
+        raise ValueError("task must come without data, which are other questions")
     if model is None:
         raise ValueError("model must be given with data, got no --model")
     if {"steps", "epochs"} <= given:

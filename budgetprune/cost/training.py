@@ -12,7 +12,7 @@ weights that are trained); checkpointing adds 1 to every decoder layer.
 
 from dataclasses import dataclass
 
-from .flops import _check_choice, _check_count, decoder_flops, projector_flops, tower_flops
+from .flops import _check_choice, _check_count, prefill_flops
 from .hardware import Device, device
 from .memory import parameters
 from .shapes import DecoderShape, VlmShape
@@ -49,8 +49,11 @@ class TrainingCost:
         return -(-samples // batch) * self.step_seconds / 3600
 
 
-def pruner_parameters(width: int, tokens: int) -> int:
-    """Of the controller of `adaptive` with its default options, over `tokens` patches of `width` channels."""
+def pruner_parameters(shape: VlmShape) -> int:
+    """Of the controller of `adaptive` with its default options."""
+    width, tokens = shape.decoder.hidden, 0  # behind the projector images differ in size
+    if shape.projector.selects_before:
+        width, tokens = shape.projector.matrices[0][0], shape.tower.side**2
     frequencies, hidden = 256, 256
     embedding = 2 * frequencies + frequencies * hidden + hidden + hidden * width + width
     return 2 * width + tokens + embedding + width * width + width + width + 1
@@ -67,10 +70,12 @@ def kept_bytes(decoder: DecoderShape, tokens: int, *, bytes_per_value: int = 2) 
 
     In the model's dtype: queries, keys, values and attention's output; the gate of the MLP before and behind its
     activation, and what it multiplies. In float32: both norms' inputs and 1 / rms, and attention's log-sum-exp.
+    Of a mixture, the experts that a token goes through.
     """
     inner, kv = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
-    return tokens * (bytes_per_value * (2 * inner + 2 * kv + 3 * decoder.mlp) + 4 * (2 * decoder.hidden + 2
-                                                                                    + decoder.heads))
+    mlp = decoder.experts_per_token * decoder.expert_mlp + decoder.shared_mlp if decoder.experts else decoder.mlp
+    in_dtype = 2 * inner + 2 * kv + (3 if decoder.gated else 2) * mlp
+    return tokens * (bytes_per_value * in_dtype + 4 * (2 * decoder.hidden + 2 + decoder.heads))
 
 
 def activation_bytes(shape: VlmShape, samples: int, length: int, *, checkpointing: bool = True,
@@ -87,18 +92,16 @@ def training_flops(shape: VlmShape, samples: int, image_tokens: int, text_tokens
                    lora_rank: int = 0, projector: bool = False, checkpointing: bool = True) -> int:
     """2 x multiply-adds of one step with so many samples: every image token stays in the sequence, behind its gate."""
     decoder, length = shape.decoder, image_tokens + text_tokens
-    crops = crops or -(-image_tokens // shape.tokens_per_crop)
-    whole = decoder_flops(decoder, length)
-    attention = 2 * 2 * decoder.layers * length * length * decoder.heads * decoder.head_dim
+    forward = prefill_flops(shape, image_tokens, image_tokens, text_tokens, logits="all", crops=crops)
+    attention = min(forward.decoder, 2 * 2 * decoder.layers * length * length * decoder.heads * decoder.head_dim)
     again = int(checkpointing)
-    of_decoder = (2 + again) * (whole - attention) + (3 + again) * attention
+    of_decoder = (2 + again) * (forward.decoder - attention) + (3 + again) * attention
     of_lora = (3 + again) * 2 * length * lora_parameters(decoder, lora_rank)
-    of_head = 2 * 2 * length * decoder.hidden * decoder.vocab
-    # Its second layer's input is one of its own; its first's is the tower's, which is frozen.
-    of_projector = projector_flops(shape, image_tokens) * (2 if projector else 1)
-    if projector:
-        of_projector += 2 * image_tokens * decoder.hidden * decoder.hidden
-    return samples * (crops * tower_flops(shape.tower) + of_projector + of_decoder + of_lora + of_head)
+    of_projector = forward.projector
+    if projector:  # its first matrix's input is the tower's, which is frozen
+        later = shape.projector.matrices[1:]
+        of_projector += forward.projector + 2 * image_tokens * sum(inputs * outputs for inputs, outputs in later)
+    return samples * (forward.vision + of_projector + of_decoder + of_lora + 2 * forward.head)
 
 
 def training_cost(shape: VlmShape, on: Device | str, *, gpus: int = 1, strategy: str = "ddp", batch: int = 128,
@@ -129,8 +132,8 @@ def training_cost(shape: VlmShape, on: Device | str, *, gpus: int = 1, strategy:
     if not 0 < mfu <= 1:
         raise ValueError(f"mfu must be in (0, 1], got {mfu}")
     parts, decoder, length = parameters(shape), shape.decoder, image_tokens + text_tokens
-    trained = pruner_parameters(shape.tower.hidden * shape.feature_layers, shape.tower.patches)
-    trained += lora_parameters(decoder, lora_rank) + (parts["projector"] if projector else 0)
+    trained = pruner_parameters(shape) + lora_parameters(decoder, lora_rank)
+    trained += parts["projector"] if projector else 0
     frozen = sum(parts.values()) - (parts["projector"] if projector else 0)
     divided = {"ddp": (), "zero2": ("gradients", "optimizer")}.get(strategy, ("weights", "gradients", "optimizer"))
 
@@ -139,7 +142,7 @@ def training_cost(shape: VlmShape, on: Device | str, *, gpus: int = 1, strategy:
 
     gathered = 0
     if "weights" in divided and gpus > 1:  # two layers, for the next is fetched while one is computed, or the head
-        layer = (parts["decoder"] - 2 * decoder.vocab * decoder.hidden) // decoder.layers
+        layer = (parts["decoder"] - (1 if decoder.tied_head else 2) * decoder.vocab * decoder.hidden) // decoder.layers
         gathered = bytes_per_value * max(2 * layer, decoder.vocab * decoder.hidden)
     flops = training_flops(shape, batch, image_tokens, text_tokens, crops=crops, lora_rank=lora_rank,
                            projector=projector, checkpointing=checkpointing)

@@ -141,7 +141,7 @@ def check_model(model: nn.Module, config: RunConfig) -> None:
     if family.prefix_lm:
         raise ValueError(f"model must have causal attention, in which gates act: {type(model).__name__}'s prompt sees "
                          "itself in both directions")
-    prune(model, own.method, keep=own.k_max, train_keep=(own.k_min, own.k_max), **own.options).remove()
+    prune(model, own.method, **own.budget, **own.options).remove()
     if config.train_projector:
         projector_name(model)
 

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..catalog import find
 from ..checked import flag, integer, number, one_of
-from ..selectors.base import find
 from .config import TrainConfig
 
 REPORTS = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}

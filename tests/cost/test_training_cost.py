@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import make_model
 
 import budgetprune
 from budgetprune.cost import KNOWN, VlmShape, decoder_flops, prefill_flops
@@ -81,8 +82,10 @@ def test_parameters_are_those_that_train():
 
     from budgetprune.training.loop import LORA_TARGETS
 
-    model = training(2, torch.float32)
-    assert pruner_parameters(32, 16) == sum(p.numel() for p in model.budget_pruner.parameters())
+    for model in (tiny(), make_model("qwen2_5_vl")):
+        budgetprune.prune(model, "adaptive", keep=5)
+        own = sum(p.numel() for p in model.budget_pruner.parameters())
+        assert pruner_parameters(VlmShape.from_config(model.config)) == own
     model = tiny(kv_heads=2)
     shape = VlmShape.from_config(model.config).decoder
     model = get_peft_model(model, LoraConfig(r=3, target_modules=LORA_TARGETS))

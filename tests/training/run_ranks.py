@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType
 from transformers import Trainer
 
 from budgetprune.training import run
-from budgetprune.training.base_model import build_digits_llava
+from budgetprune.training.base_model import build_base
 from budgetprune.training.config import TrainConfig
 from budgetprune.training.run_config import RunConfig
 
@@ -34,7 +34,7 @@ def config_of(data, case, **changes):
 
 
 def load(dtype):
-    model, processor = build_digits_llava(0)
+    model, processor = build_base()
     return model.to(dtype), processor
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conversation_files import digits_rows
 
-from budgetprune.training.base_model import build_digits_llava
+from budgetprune.training.base_model import build_base
 from budgetprune.training.chat import Chat
 from budgetprune.training.order import Order
 from budgetprune.training.records import open_records
@@ -64,7 +64,7 @@ def files(tmp_path):
 
 
 def stream_of(folder, positions=40, one_question=False, with_text=True, max_length=128, name="data.json"):
-    model, processor = build_digits_llava()
+    model, processor = build_base()
     records = open_records(folder / name)
     items = Items(records, one_question=one_question, with_text=with_text)
     order = Order(items.images, items.texts, 2, seed=1)

@@ -15,7 +15,7 @@ from run_ranks import CASES, config_of, load, train
 
 import budgetprune
 from budgetprune.training import run, run_config
-from budgetprune.training.base_model import BUNDLED, build_digits_llava
+from budgetprune.training.base_model import CHECKPOINTS, build_base
 from budgetprune.training.run import train_on_conversations
 from budgetprune.training.run_config import RunConfig
 
@@ -246,14 +246,16 @@ def test_the_command_trains_any_model_on_conversations(data, tmp_path, monkeypat
 
     about = ("--data", data / "data.json", "--images", data / "images", "--out", tmp_path / "run", "--steps", 2,
              "--batch-size", 2, "--micro-batch", 2, "--workers", 0, "--max-skipped", 1, "--k-max", 16, "--k-min", 2)
-    code, said = command("--model", BUNDLED, *about)
+    code, said = command("--model", CHECKPOINTS / "digits-llava", *about)
     assert code == 0 and "training adaptive: 2/2" in said and f"pruner: {tmp_path / 'run'}" in said, said
     assert "samples that could not be read, beside 4 trained on" in said
     written = RunConfig.read(tmp_path / "run" / "run_config.json")
     assert written.pruner.learning_rate == 1e-3 and written.pruner.steps == 2 and written.epochs is None
+    digits = ("--model", CHECKPOINTS / "digits-llava")
     for arguments, match in ((about, "model must be given with data"),
                              (("--images", data), "images must come with data, got no --data"),
-                             (("--model", BUNDLED, "--epochs", 1, *about), "steps and epochs both say how long"),
+                             ((*digits, "--epochs", 1, *about), "steps and epochs both say how long"),
+                             ((*digits, "--task", "shapes", *about), "task must come without data"),
                              (("--model", "nowhere", *about, "--no-resume"), "model must be a folder or a name")):
         code, said = command(*arguments)
         assert code == 2 and match in said, said
@@ -262,7 +264,7 @@ def test_the_command_trains_any_model_on_conversations(data, tmp_path, monkeypat
 def test_a_model_is_loaded_in_the_dtype_that_is_asked_for(tmp_path):
     from budgetprune.evaluation.load import load_model
 
-    model, processor = build_digits_llava()
+    model, processor = build_base()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     assert load_model(str(tmp_path), torch.bfloat16)[0].dtype == torch.bfloat16
