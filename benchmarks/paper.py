@@ -61,7 +61,7 @@ def ablations_block() -> str:
     lines += grid(result["against baseline"], changes, "+.3f", real)[2:]
     lines.append(f"\nAccuracy on `digits`, then the difference that each setting makes; mean and 95 % interval over "
                  f"{result['seeds']} seeds, paired by seed, bold where the interval is off zero. {result['steps']} "
-                 f"steps, K drawn from 2 to 24, {result['samples']} questions a cell. {source(result)}")
+                 f"steps, K drawn from 2 to 24, {result['samples'] // 2} questions a cell. {source(result)}")
     return "\n".join(lines)
 
 
@@ -69,7 +69,7 @@ def question_block() -> str:
     result = results()
     lines = grid(result["question"], {"the image alone": "`adaptive`, the image alone",
                                       "the question too": "`adaptive_query`, the question too"})
-    lines.append(f"\n{2 * result['steps']} steps, K drawn from 1 to 16, {result['seeds']} seeds, one question an image "
+    lines.append(f"\n{2 * result['steps']} steps, K drawn from 1 to 16, {result['question'][0]['seeds']} seeds, one question an image "
                  "at inference.")
     return "\n".join(lines)
 
