@@ -69,8 +69,9 @@ def question_block() -> str:
     result = results()
     lines = grid(result["question"], {"the image alone": "`adaptive`, the image alone",
                                       "the question too": "`adaptive_query`, the question too"})
-    lines.append(f"\n{2 * result['steps']} steps, K drawn from 1 to 16, {result['question'][0]['seeds']} seeds, one question an image "
-                 "at inference.")
+    seeds = result["question"][0]["seeds"]
+    lines.append(f"\n{2 * result['steps']} steps, K drawn from 1 to 16, {seeds} seeds, one question an image at "
+                 f"inference. {source(result)}")
     return "\n".join(lines)
 
 
