@@ -31,12 +31,13 @@ def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="
     from dataclasses import replace
 
     from . import demo as the_demo
+    from .training.task_pruner import train_task_pruner
 
     pruners = {method: out / "pruners" / method for method in the_demo.trained_methods()}
     for method, folder in pruners.items():
         config = replace(the_demo.TRAIN, method=method, steps=steps)
         with training(steps, method) as on_step:
-            the_demo.train_task_pruner(folder, config, resume=resume, tell=on_step)
+            train_task_pruner(folder, config, resume=resume, tell=on_step)
     with evaluating() as on_cell:
         page = the_demo.measure(out, pruners, samples=samples, resume=resume, tell=on_cell)
     console.print(f"report: {page}")

@@ -91,6 +91,7 @@ def train(ctx: typer.Context, out: Out = Path("runs/pruner"),
     """Train a pruner, or a method that compresses, on the language-model loss alone: for the small LLaVA of a task, or
     with --data for any model."""
     from .training.config import TrainConfig
+    from .training.task_pruner import train_task_pruner
 
     given = {name for name in ctx.params if ctx.get_parameter_source(name).name != "DEFAULT"}
     flags = {p.name: (ctx.params[p.name], p.default) for p in ctx.command.params if p.name in FLAGS}
@@ -107,8 +108,6 @@ def train(ctx: typer.Context, out: Out = Path("runs/pruner"),
         needless = sorted(given & {p.name for p in ctx.command.params if getattr(p, "rich_help_panel", None) == REAL})
         if needless:
             raise ValueError(f"{needless[0]} must come with data, got no --data")
-        from .demo import train_task_pruner
-
         with training(steps, method) as on_step:
             train_task_pruner(out, TrainConfig(**settings), task=task, base=model, resume=resume, tell=on_step)
         console.print(f"pruner: {out}")

@@ -1,6 +1,5 @@
 """The whole way once: train pruners for a LLaVA, measure them against the full model and all other methods, report."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,41 +9,14 @@ from .catalog import find
 from .evaluation import write_report
 from .evaluation.load import load_model
 from .evaluation.run import EvalConfig, evaluate
-from .models.adapter import replace_file
 from .selectors import available
 from .tasks import find as find_task
-from .tasks.drawn import Drawn, drawn
+from .tasks.drawn import Drawn
 from .training.base_model import FIRST, LOG, load_base
 from .training.config import TrainConfig
-from .training.data import TaskStream
-from .training.loop import train_pruner
 
 BUDGETS = (4, 8, 12, 16, 24, 32)
 TRAIN = TrainConfig()
-TASK_FILE = "train_task.json"
-
-
-def train_task_pruner(out, config: TrainConfig, *, task: str = FIRST, base=None, resume: bool = True,
-                      tell: Callable | None = None) -> None:
-    """Trains a pruner for the LLaVA of a task into `out`; one that is finished there is left as it is.
-
-    ValueError: the task does not draw its images, or `out` holds a run on another one.
-    """
-    asked, out = drawn(task), Path(out)
-    model, processor = load_base(base, asked.name)
-    dataset = TaskStream(asked, processor, config.steps * config.batch_size, config.seed + 1,
-                         one_question="text" in find(config.method).needs)
-    written = out / TASK_FILE
-    if written.is_file():
-        before = json.loads(written.read_text())["task"]
-    else:  # runs that began before there was a second task do not say it
-        before = FIRST if (out / "train_config.json").is_file() else asked.label
-    if resume and before != asked.label:
-        raise ValueError(f"{out} holds a run on the task {before}; choose another folder, or begin anew with "
-                         "resume=False (--no-resume)")
-    out.mkdir(parents=True, exist_ok=True)
-    replace_file(written, lambda path: path.write_text(json.dumps({"task": asked.label}) + "\n"))
-    train_pruner(model, dataset, out, config, resume=resume, tell=tell)
 
 
 def trained_methods() -> list[str]:

@@ -82,9 +82,10 @@ def trials_of(settings: dict[str, dict], config: TrainConfig, seeds: int, budget
 
 def run_trial(trial: Trial, out: Path) -> None:
     """Trains and evaluates; what an earlier call has done is taken over."""
-    from ..demo import base_name, device, model_for, train_task_pruner
+    from ..demo import base_name, device, model_for
     from ..evaluation.run import EvalConfig, evaluate
     from ..tasks import build
+    from ..training.task_pruner import train_task_pruner
 
     folder, method = trial.folder(out), trial.config.method
     train_task_pruner(folder / "pruner", trial.config, task=trial.task)

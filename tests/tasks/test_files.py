@@ -152,7 +152,7 @@ def test_options_of_a_command_line_become_what_the_task_takes():
     ("pope", ["=x"], "task-option must be key=value"),
     ("pope", ["images=a", "images=b"], "task-option images must be given once, got it twice"),
     ("digits", ["noise=loud"], "task-option noise must be a number, got 'loud'"),
-    ("chess", [], "task must be one of digits, gqa, pope, scienceqa, textvqa, got 'chess'"),
+    ("chess", [], "task must be one of digits, gqa, pope, scienceqa, shapes, textvqa, got 'chess'"),
 ])
 def test_wrong_options_of_a_command_line_are_named(name, texts, words):
     with pytest.raises(ValueError, match=words):
