@@ -1,5 +1,6 @@
 # make demo   train a pruner, measure it, leave runs/demo/report.html
 # make test   build everything, run all tests
+# make paper-small   the whole experiment in small: ablations over seeds, all methods on both tasks; about half an hour
 # make gpu-check   all that a GPU must show, under nine minutes; with PYTHON of your choice
 # The first two make .venv first. Nothing outside this folder is touched.
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= $(if $(shell command -v nvidia-smi),torch>=2.11,torch==2.13.0)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test test-integrations bench gpu-check lint clean
+.PHONY: setup demo paper-small test test-integrations bench gpu-check lint clean
 
 setup: $(VENV)/.built
 
@@ -29,6 +30,9 @@ $(VENV)/.dev: $(VENV)/.built
 
 demo: $(VENV)/.built
 	$(BIN)/budgetprune demo --out runs/demo
+
+paper-small: $(VENV)/.built
+	$(BIN)/budgetprune paper --out runs/paper-small
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from prefill_cost import PackedShape, qwen25_encoder_flops
 from shapes import SHAPES
 
-from budgetprune.cost import DecoderShape, VlmShape, known
+from budgetprune.cost import VlmShape, known
 
 IMAGE_TOKEN = 32000  # LLaVA's
 QWEN_IMAGE, QWEN_VIDEO, QWEN_START, QWEN_END = 151655, 151656, 151652, 151653
@@ -25,7 +24,8 @@ QWEN_IMAGE, QWEN_VIDEO, QWEN_START, QWEN_END = 151655, 151656, 151652, 151653
 class RealModel:
     """config(layers or None) makes the configuration, images(rows, device, dtype, ids) the image arguments.
 
-    tokens: N, image tokens of one prompt. crops: how often the tower runs for them. text: T, all other tokens.
+    tokens: N, image tokens of one prompt. crops: how often the tower runs for them, None where it packs one square
+    picture. text: T, all other tokens.
     encoder_end: the module whose output are the image tokens. shape: of a configuration, what its cost depends on.
     """
 
@@ -33,7 +33,7 @@ class RealModel:
     config: Callable
     images: Callable
     tokens: int
-    crops: int
+    crops: int | None
     text: int
     image_token: int = IMAGE_TOKEN
     encoder_end: str = "model.multi_modal_projector"
@@ -129,12 +129,8 @@ def qwen25vl(name):
                 "image_grid_thw": torch.tensor([[1, side, side]] * rows, device=device),
                 "mm_token_type_ids": (ids == QWEN_IMAGE).int()}
 
-    def packed(config):
-        text = config.text_config
-        return PackedShape(DecoderShape.from_config(text), qwen25_encoder_flops(config.vision_config, 4 * shape.N))
-
-    return RealModel(name, config, images, tokens=shape.N, crops=1, text=shape.T, image_token=QWEN_IMAGE,
-                     encoder_end="model.visual", shape=packed)
+    return RealModel(name, config, images, tokens=shape.N, crops=None, text=shape.T, image_token=QWEN_IMAGE,
+                     encoder_end="model.visual")
 
 
 MODELS = {model.name: model for model in (llava("llava-1.5-7b"), llava("llava-1.5-13b"), llava_next("llava-next-7b"),

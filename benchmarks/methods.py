@@ -3,11 +3,14 @@
 import inspect
 import re
 
+from budgetprune.catalog import available as everything
+from budgetprune.catalog import build, find
+from budgetprune.compress import Compressor, priced
 from budgetprune.cost import prefill_flops
 from budgetprune.cost.shapes import known
 from budgetprune.integrations.fixed_count import FixedCount
-from budgetprune.selectors import available, build
-from budgetprune.selectors.base import Selector, find
+from budgetprune.selectors import available
+from budgetprune.selectors.base import Selector
 
 DEPTH = 32  # decoder layers of LLaVA-1.5-7B, which the published stages are given for
 MODEL, TOKENS, KEEP, TEXT = "llava-1.5-7b", 576, 144, 64
@@ -40,6 +43,8 @@ def sees(cls: type[Selector]) -> str:
     seen += [name for name in ("keys", "grid") if name in cls.needs]
     if "text" in cls.needs:
         seen.append("words behind the image" if inside else "words")
+    if cls.fixed_count and cls.heard is not Compressor.heard:
+        seen.append("layers of the tower")
     block = f" of block {cls.tower_layer}" if cls.tower_layer != -1 and cls.needs & {"attention", "keys"} else ""
     return ", ".join(seen) + block
 
@@ -73,19 +78,19 @@ def methods_table() -> str:
 
 
 def costs_table() -> str:
-    """FLOPs of every method at one budget."""
+    """FLOPs of every method at one budget, compressors included."""
     shape = known(MODEL)
     full = prefill_flops(shape, TOKENS, TOKENS, TEXT).total
     lines = [row(["method", "tokens, mean over layers", "selection, GFLOP", "prefill, of the full model's"]),
              "|---|--:|--:|--:|"]
-    for cls in map(find, available()):
+    for cls in map(find, everything()):
         if cls.name == "none":
             continue
         method, inside = build(cls.name), cls.place == "llm"
-        if cls.trainable:
+        if cls.trainable and not cls.fixed_count:
             method.bind(shape.tower.hidden, TOKENS, shape.decoder.hidden)
         width = shape.decoder.hidden if inside or cls.after_projector else shape.tower.hidden
-        own = method.flops(TOKENS, width, KEEP)
+        own = priced(method, shape, KEEP, TEXT) if cls.fixed_count else method.flops(TOKENS, width, KEEP)
         depth = shape.decoder.layers
         total = prefill_flops(shape, TOKENS, TOKENS if inside else KEEP, TEXT, selector_flops=own,
                               stages=method.stages(TOKENS, KEEP, depth),
@@ -93,7 +98,8 @@ def costs_table() -> str:
         lines.append(row([f"`{cls.name}`", f"{method.average(TOKENS, KEEP, depth):.0f}", f"{own / 1e9:.3f}",
                           f"{total / full:.1%}"]))
     return "\n".join([*lines, "", f"{MODEL}, {TOKENS} image and {TEXT} text tokens, K = {KEEP}; 2 x multiply-adds, by "
-                      "formula. Operations are not time: a selection in many small steps takes longer than these say."])
+                      "formula. Operations are not time: a selection in many small steps takes longer than these say. "
+                      "`quecc` is charged for the language model that reads the question, as if all the text were it."])
 
 
 def vllm_table() -> str:
@@ -135,7 +141,7 @@ def method_section(name: str) -> str:
 
 def with_sections(text: str) -> str:
     """docs/methods.md with a section for every method; a new one's is added at the end."""
-    for name in available():
+    for name in everything():
         mark = f"<!-- generated: method {name} -->\n"
         if mark not in text:
             text = f"{text.rstrip()}\n\n### `{name}`\n\n{mark}<!-- end -->\n"

@@ -4,6 +4,7 @@ Every number there comes from here.
     python benchmarks/readme.py                     rewrite README.md, benchmarks/README.md and docs
     python benchmarks/readme.py --demo runs/demo    first take over a demo's records
     python benchmarks/readme.py --bench latest.json first take over what `make bench` measured
+    python benchmarks/readme.py --paper runs/paper-small  first take over the small experiment
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import methods
+import paper
 from positions import positions_table
 from report import OURS, case_of, markdown, seconds_of
 from scaling import scaling_block
@@ -93,6 +95,7 @@ def render(text: str) -> str:
     text = fill(text, "demo table", demo_table(latest(read(DEMO / "records.jsonl"))))
     text = fill(text, "methods table", methods.methods_table())
     text = fill(text, "scaling law", scaling_block())
+    text = fill(text, "paper question", paper.question_block())
     return fill(text, "bench table", bench_table(json.loads(BENCH.read_text())))
 
 
@@ -100,9 +103,15 @@ def render_methods(text: str) -> str:
     """docs/methods.md: what the classes say, and what it costs."""
     text = fill(methods.with_sections(text), "cost table", methods.costs_table())
     text = fill(text, "positions table", positions_table())
-    for name in methods.available():
+    for name in methods.everything():
         text = fill(text, f"method {name}", methods.method_section(name))
     return text
+
+
+def render_experiment(text: str) -> str:
+    text = fill(text, "paper ablations", paper.ablations_block())
+    text = fill(text, "paper question", paper.question_block())
+    return fill(text, "paper tasks", paper.tasks_block())
 
 
 def render_integrations(text: str) -> str:
@@ -111,14 +120,18 @@ def render_integrations(text: str) -> str:
 
 # {page: what makes it anew from what it is}
 PAGES = {ROOT / "README.md": render, ROOT / "benchmarks" / "README.md": lambda text: render_benchmarks(),
-         ROOT / "docs" / "methods.md": render_methods, ROOT / "docs" / "integrations.md": render_integrations}
+         ROOT / "docs" / "methods.md": render_methods, ROOT / "docs" / "integrations.md": render_integrations,
+         ROOT / "docs" / "experiment.md": render_experiment}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, help="folder of a demo run to take the records from")
     parser.add_argument("--bench", type=Path, help="JSON of pytest-benchmark to take over")
+    parser.add_argument("--paper", type=Path, help="folder of a small experiment to take the results from")
     arguments = parser.parse_args()
+    if arguments.paper:
+        paper.RESULTS.write_text(paper.taken_over(arguments.paper))
     if arguments.bench:
         RESULTS.mkdir(parents=True, exist_ok=True)
         BENCH.write_text(json.dumps(without_rounds(json.loads(arguments.bench.read_text())), indent=1) + "\n")

@@ -9,12 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 _HOME = {
     "prune": "models", "unprune": "models", "from_pretrained": "models", "Pruning": "models",
     "export_vision": "models",
-    "TokenBudget": "budget", "TokenPlan": "plan",
+    "prune_depth": "models", "unprune_depth": "models", "depth_from_pretrained": "models", "DepthPruning": "models",
+    "TokenBudget": "budget", "BudgetSampler": "budget_sampler", "TokenPlan": "plan",
     "BudgetEmbedding": "pruners", "VisionTokenController": "pruners",
-    "Selector": "selectors", "TokenView": "selectors",
+    "Selector": "selectors", "TokenView": "selectors", "Compressor": "compress",
 }
 
-__all__ = [*_HOME, "methods"]
+__all__ = [*_HOME, "compressors", "methods"]
 
 try:
     __version__ = version("budgetprune")
@@ -23,8 +24,13 @@ except PackageNotFoundError:  # run from a source tree that is not installed
 
 
 def methods() -> list[str]:
-    """The names that prune() knows."""
+    """The names of the methods that select tokens, at any budget. prune() knows them and compressors()."""
     return import_module(".selectors", __name__).available()
+
+
+def compressors() -> list[str]:
+    """The names of the methods that compress the image to one fixed count, once they are trained for it."""
+    return import_module(".compress", __name__).available()
 
 
 def __getattr__(name):

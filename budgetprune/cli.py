@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .cli_compare import compare
 from .cli_cost import cost
 from .cli_eval import evaluate, report
+from .cli_joint import joint, train_joint
 from .cli_output import Out, Resume, console, evaluating, training
 from .cli_plan import plan
+from .cli_study import ablate, paper
 from .cli_train import train, train_base
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False,
@@ -40,21 +43,23 @@ def demo(out: Out = Path("runs/demo"), steps: Annotated[int, typer.Option(help="
     console.print(f"report: {page}")
 
 
-for name, command in (("train-base", train_base), ("train", train), ("eval", evaluate), ("report", report),
-                      ("cost", cost), ("plan", plan)):
+for name, command in (("train-base", train_base), ("train", train), ("train-joint", train_joint), ("eval", evaluate),
+                      ("compare", compare), ("report", report), ("cost", cost), ("plan", plan), ("joint", joint),
+                      ("ablate", ablate), ("paper", paper)):
     app.command(name)(command)
 
 
 @app.command("list")
 def list_all():
     """The methods and tasks there are."""
-    from . import selectors, tasks
+    from . import catalog, tasks
 
     table = Table("method", "where", "in one line")
-    for name in selectors.available():
-        cls = selectors.base.find(name)
+    for name in catalog.available():
+        cls = catalog.find(name)
         where = "in the language model" if cls.place == "llm" else "before it"
-        table.add_row(name, where + (", trained" if cls.trainable else ""), (cls.__doc__ or "").strip().splitlines()[0])
+        trained = ", trained for one count" if cls.fixed_count else ", trained" if cls.trainable else ""
+        table.add_row(name, where + trained, (cls.__doc__ or "").strip().splitlines()[0])
     Console().print(table)
     Console().print("tasks: " + ", ".join(tasks.available()))
 
@@ -71,11 +76,14 @@ def doctor():
     Console().print(table)
 
 
+LISTS = ("--budgets", "-k", "--methods", "-m", "--tasks")
+
+
 def joined(arguments: list[str]) -> list[str]:
     """`eval --budgets 4 8 12` as `eval --budgets 4,8,12`: lists may be written with spaces as well as with commas."""
     out: list[str] = []
     for argument in arguments:
-        open_list = out[:1] == ["eval"] and len(out) > 2 and out[-2] in ("--budgets", "-k", "--methods", "-m")
+        open_list = out[:1] == ["eval"] and len(out) > 2 and out[-2] in LISTS
         if open_list and not argument.startswith("-"):
             out[-1] += f",{argument}"
         else:

@@ -72,18 +72,20 @@ def _loss(values: dict) -> str:
 
 
 @contextmanager
-def training(steps: int, method: str):
+def training(steps: int | None, method: str):
+    """Yields report(step, values); without `steps` the first values say how many there are."""
     with progress(f"training {method}", steps) as tell:
-        last = [""]
+        seen = {"note": "", "steps": steps}
 
         def report(step, values):
-            last[0] = _loss(values) or last[0]
-            tell(step, last[0])
+            seen["note"] = _loss(values) or seen["note"]
+            seen["steps"] = values.get("steps", seen["steps"])
+            tell(step, seen["note"], seen["steps"])
 
         yield report
 
 
 @contextmanager
-def evaluating():
-    with progress("evaluating") as tell:
+def evaluating(task: str = ""):
+    with progress(f"evaluating {task}".rstrip()) as tell:
         yield lambda cell, done, total: tell(done, cell, total)

@@ -1,13 +1,15 @@
 """The whole way once: train pruners for a LLaVA, measure them against the full model and all other methods, report."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from . import tasks
+from .catalog import find
 from .evaluation import write_report
 from .evaluation.load import load_model
 from .evaluation.run import EvalConfig, evaluate
 from .selectors import available
-from .selectors.base import find
 from .tasks import find as find_task
 from .tasks.drawn import Drawn
 from .training.base_model import FIRST, LOG, load_base
@@ -22,15 +24,32 @@ def trained_methods() -> list[str]:
     return [name for name in available() if find(name).trainable]
 
 
-def measure(out, pruners: dict[str, Path], *, samples: int = 768, resume: bool = True,
-            tell: Callable | None = None) -> Path:
-    """Evaluates all methods, the trained ones from their folders, and reports into `out`; returns the report."""
-    from .tasks import build
+def train_pruners(out, config: TrainConfig = TRAIN, *, task: str = FIRST, resume: bool = True,
+                  tell: Callable | None = None) -> dict[str, Path]:
+    """Trains every method that learns to select, each into a folder of its own under `out`; returns the folders.
 
-    model, processor = load_base()
+    tell: called with (method, step, values).
+    """
+    folders = {method: Path(out) / "pruners" / method for method in trained_methods()}
+    for method, folder in folders.items():
+        train_task_pruner(folder, replace(config, method=method), task=task, resume=resume,
+                          tell=tell and (lambda step, values, method=method: tell(method, step, values)))
+    return folders
+
+
+def small_tasks() -> list[str]:
+    """The names of the tasks whose small LLaVA comes with the package."""
+    return [name for name in tasks.available() if issubclass(find_task(name), Drawn)]
+
+
+def measure(out, pruners: dict[str, Path], *, task: str = FIRST, samples: int = 768, latency_batch: int = 32,
+            resume: bool = True, tell: Callable | None = None) -> Path:
+    """Evaluates all methods that select, the trained ones from their folders, and reports into `out`; returns the
+    report."""
+    model, processor = load_base(task=task)
     methods = sorted(available(), key=lambda name: (name != "none", name))
-    config = EvalConfig(methods, [*BUDGETS, None], pruners, samples=samples)
-    evaluate(model.to(device()), processor, build(FIRST), out, config, model_name=base_name(FIRST), resume=resume,
+    config = EvalConfig(methods, [*BUDGETS, None], pruners, samples=samples, latency_batch=latency_batch)
+    evaluate(model.to(device()), processor, tasks.build(task), out, config, model_name=base_name(task), resume=resume,
              tell=tell)
     return write_report(out)
 

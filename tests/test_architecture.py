@@ -10,9 +10,10 @@ import pytest
 import budgetprune
 
 PACKAGE = Path(budgetprune.__file__).parent
-BASE = {"budget", "checked", "plan"}
+BASE = {"budget", "budget_sampler", "checked", "plan"}
 MAY_IMPORT = {
     "budget": {"checked"},
+    "budget_sampler": {"checked"},
     "checked": set(),
     "plan": set(),
     "cost": {"budget", "checked"},
@@ -20,14 +21,18 @@ MAY_IMPORT = {
     "tasks": set(),
     "pruners": {"ops", "budget", "checked"},
     "selectors": BASE | {"ops", "pruners"},
-    "models": BASE | {"ops", "pruners", "selectors", "cost"},
-    "training": BASE | {"models", "selectors", "pruners", "tasks", "cost"},
-    "evaluation": BASE | {"models", "selectors", "tasks", "cost"},
+    "compress": BASE | {"ops", "selectors", "cost"},
+    "catalog": {"selectors", "compress"},
+    "models": BASE | {"catalog", "ops", "pruners", "selectors", "compress", "cost"},
+    "training": BASE | {"catalog", "models", "selectors", "pruners", "tasks", "cost"},
+    "evaluation": BASE | {"catalog", "models", "selectors", "tasks", "cost"},
     "doctor": {"ops", "training"},
     "integrations": {"budget", "checked", "ops", "selectors"},
-    "demo": {"training", "evaluation", "selectors", "tasks"},
+    "demo": {"catalog", "models", "training", "evaluation", "selectors", "tasks"},
     "study": {"checked", "demo", "models", "training", "evaluation", "tasks"},
-    "cli": {"budget", "checked", "demo", "doctor", "training", "evaluation", "selectors", "study", "tasks", "cost"},
+    "cli": {"budget", "catalog", "checked", "compress", "cost", "demo", "doctor", "evaluation",
+            "integrations", "selectors", "study",
+            "tasks", "training"},
     "__main__": {"cli"},
 }
 # Packages that importing one of our rooms may not wake, and the rooms where they are at home.
@@ -37,7 +42,7 @@ AT_HOME = {
     "cupy": {"ops"},
     "sklearn": {"tasks"},
     "tokenizers": {"training"},
-    "scipy": {"cost", "study"},
+    "scipy": {"cost", "evaluation", "study"},
     "typer": {"cli"},
     "lmms_eval": {"integrations"},
     "vllm": {"integrations"},
@@ -94,6 +99,7 @@ def test_no_file_outgrows_its_room(path):
     ("budgetprune.cost", ["torch", "numpy", "scipy"]),
     ("budgetprune.ops", ["transformers", "peft", "sklearn", "cupy"]),
     ("budgetprune.selectors", ["transformers", "peft", "sklearn", "cupy"]),
+    ("budgetprune.catalog", ["transformers", "peft", "sklearn", "cupy"]),
     ("budgetprune.integrations", ["torch", "transformers", "lmms_eval", "vllm"]),
     ("budgetprune.cli", ["torch", "transformers", "numpy", "scipy"]),
 ])

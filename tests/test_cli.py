@@ -144,10 +144,12 @@ def test_a_second_run_does_nothing_twice(run, tmp_path):
     (("eval", "--model", "nowhere"), "no digits LLaVA"),
     (("eval", "--frobnicate"), "No such option: --frobnicate"),
     (("train", "--estimator", "magic"), "estimator must be one of"),
+    (("train", "--fusion", "add"), "fusion must be one of 'post', 'encoder', got 'add'"),
+    (("train", "--conditioning", "sum"), "conditioning must be one of 'add', 'concat', 'dot', 'cross', 'none'"),
     (("train", "--k-min", "9", "--k-max", "3"), "k_min and k_max must satisfy"),
     (("train", "--steps", "zero"), "'--steps'"),
     (("cost", "llava-1.5-7b", "--keep", "600"), "keep must be at most 576, the image tokens of 1 crops, got 600"),
-    (("cost", "gpt-9"), "model must be one of llava-1.5-7b"),
+    (("cost", "gpt-9"), "model must be one of internvl3-8b, llava-1.5-13b, "),
     (("cost", "--keep", ""), "keep must name at least one, got ''"),
     (("cost", "--keep", " ,"), "keep must name at least one, got ' ,'"),
     (("cost", "--crops", "0"), "crops must be at least 1, got 0"),
@@ -155,7 +157,7 @@ def test_a_second_run_does_nothing_twice(run, tmp_path):
     (("eval", "--budgets", ""), "budgets must name at least one, got ''"),
     (("eval", "-m", "uniform", "-k", "own"), "budgets must name a count where no method has its own"),
     (("eval", "-m", "uniform", "-k", "8", "--seed", "-1"), "seed must be in [0, "),
-    (("train", "-m", "uniform"), "method must be a trained one (adaptive, adaptive_query), got uniform"),
+    (("train", "-m", "uniform"), "method must be a trained one (adaptive, adaptive_query, "),
     (("train", "-m", "nope"), "unknown method 'nope'; known: adaptive"),
     (("train", "--tau", "nan"), "tau must be a finite number, got nan"),
     (("frobnicate",), "No such command"),
@@ -208,7 +210,7 @@ def test_list_names_every_method_and_cost_prices_a_model(run):
     code, said = run("list")
     assert code == 0 and all(name in said for name in methods())
     code, said = run("cost", "llava-1.5-7b", "--keep", 64)
-    assert code == 0 and "2,051.313" in said
+    assert code == 0 and "2,051.3 " in said
     code, said = run("cost", "llava-1.5-7b", "--keep", 72, "--method", "pyramiddrop")
     assert code == 0 and "270.0" in said
 

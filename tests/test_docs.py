@@ -18,7 +18,6 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 MODELS = {"LlavaForConditionalGeneration": "llava", "LlavaNextForConditionalGeneration": "llava_next",
           "LlavaOnevisionForConditionalGeneration": "llava_onevision", "Qwen2VLForConditionalGeneration": "qwen2_vl",
           "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl", "Qwen3VLForConditionalGeneration": "qwen3_vl",
-          "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
           "PaliGemmaForConditionalGeneration": "paligemma", "InternVLForConditionalGeneration": "internvl"}
 
 
@@ -97,19 +96,22 @@ def test_readme_and_docs_name_every_class_that_is_pruned_and_one_checkpoint_of_e
         assert f'"{checkpoint}"' in page
 
 
-def test_the_blocks_of_methods_run(monkeypatch, capsys):
+def test_the_blocks_of_methods_run(monkeypatch, tmp_path, capsys):
     from budgetprune import tasks
     from budgetprune.cli import main
     from budgetprune.evaluation.run import prepare
     from budgetprune.training import load_base
 
+    monkeypatch.chdir(tmp_path)
     model, processor = load_base()
-    scope = {"model": model, "inputs": prepare(processor, tasks.build("digits").samples("test", 2, 0), model)}
+    samples = tasks.build("digits").samples("test", 2, 0)
+    scope = {"model": model, "processor": processor, "inputs": prepare(processor, samples, model)}
     for block in blocks("docs/methods.md"):
         exec(block, scope)
     assert scope["pruning"].model is model and "budget_pruner" not in model._modules
     for line in "".join(blocks("docs/methods.md", "sh")).splitlines():
-        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        small = {"train": "--batch-size 4", "eval": "--samples 6 --latency-batch 0"}.get(line.split()[1], "")
+        monkeypatch.setattr(sys, "argv", shlex.split(f"{line.replace('--steps 400', '--steps 2')} {small}"))
         with pytest.raises(SystemExit) as leave:
             main()
         assert not leave.value.code, capsys.readouterr()
@@ -143,9 +145,43 @@ def test_the_blocks_of_tasks_run(monkeypatch, tmp_path, capsys):
         asked.append(arguments[arguments.index("--task") + 1])
     assert {"digits", *asked} == set(tasks.available()) and set(asked) == {"shapes", *task_files.MAKE}
     (block,) = blocks("docs/tasks.md")
+    capsys.readouterr()  # the tables of the runs
     exec(block, {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[0] == "none 64 +0.0000 +- 0.0000"
+
+
+def test_the_blocks_of_cost_run(monkeypatch, tmp_path, capsys):
+    """The run is two records made by hand."""
+    from budgetprune.cli import main
+    from budgetprune.evaluation import Record, append
+
+    monkeypatch.chdir(tmp_path)
+    for method, keep, ms, flops in (("none", 64, 8.0, 100), ("fastv", 16, 6.0, 50)):
+        append("runs/demo/records.jsonl", Record("digits", "m", method, keep, 0.5, (0.4, 0.6), 9, 0, prefill_ms=ms,
+                                                 prefill_flops=flops))
+    for line in "".join(blocks("docs/cost.md", "sh")).splitlines():
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        with pytest.raises(SystemExit) as leave:
+            main()
+        assert not leave.value.code, capsys.readouterr()
+    capsys.readouterr()
+    first, second = blocks("docs/cost.md")
+    scope = {}
+    exec(first, scope)
+    assert capsys.readouterr().out.startswith("999 image tokens, ")
+    assert scope["fastv"].total > scope["pruned"].total and scope["cache"] > 0 and 1 < scope["bound"] < 1000
+    exec(second, {})
+    assert capsys.readouterr().out == "fastv 1.50\n"
+
+
+def test_every_known_model_and_every_family_whose_cost_is_known_is_named():
+    from budgetprune.cost import KNOWN
+    from budgetprune.cost.families.base import _registry
+
+    page = (ROOT / "docs/cost.md").read_text()
+    for name in (*KNOWN, *(kind for family in _registry for kind in family.model_types)):
+        assert f"`{name}`" in page, name
 
 
 def test_every_task_has_its_row_and_its_section():
@@ -161,6 +197,13 @@ def test_every_method_has_its_section_and_its_row():
     table = readme.split("<!-- generated: methods table -->")[1].split("<!-- end -->")[0]
     for name in budgetprune.methods():
         assert f"\n### `{name}`\n" in page and f"\n| `{name}` | " in table, f"{name}: run python benchmarks/readme.py"
+
+
+def test_every_compressor_has_its_section_and_its_price():
+    page = (ROOT / "docs/methods.md").read_text()
+    prices = page.split("<!-- generated: cost table -->")[1].split("<!-- end -->")[0]
+    for name in budgetprune.compressors():
+        assert f"\n### `{name}`\n" in page and f"\n| `{name}` | " in prices, f"{name}: run python benchmarks/readme.py"
 
 
 def test_a_new_method_comes_into_the_tables_by_itself():

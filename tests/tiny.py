@@ -45,3 +45,17 @@ def make_batch(text=(5, 3), tokens=TOKENS, seed=1, padding="left", labels=False)
         hidden = (batch["input_ids"] == IMAGE_TOKEN) | (batch["attention_mask"] == 0)
         batch["labels"] = batch["input_ids"].masked_fill(hidden, -100)
     return batch
+
+
+def answered(batch, words=2):
+    """The batch with labels at the last `words` words of each row."""
+    ids, there = batch["input_ids"], batch["attention_mask"].bool()
+    last = torch.where(there, torch.arange(ids.shape[1]), -1).amax(1, keepdim=True)
+    column = torch.arange(ids.shape[1])
+    return {**batch, "labels": ids.masked_fill(~((column > last - words) & (column <= last)), -100)}
+
+
+def state_of(model):
+    """Everything that a pruner could leave behind, of every module."""
+    return [(name, sorted(k for k in module.__dict__ if k != "training"), id(getattr(module, "config", None)),
+             len(module._forward_pre_hooks), len(module._forward_hooks)) for name, module in model.named_modules()]

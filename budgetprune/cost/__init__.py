@@ -3,8 +3,20 @@ model size to spend it on, by a law that numpy and scipy fit when they are asked
 """
 
 from .budget_plan import BudgetPlan, Choice, plan_budget
-from .flops import PrefillFlops, decode_flops_per_token, decoder_flops, prefill_flops, projector_flops, tower_flops
-from .hardware import DEVICES, Device, device, roofline_ms
+from .families import KNOWN, shape_of
+from .flops import (
+    PrefillFlops,
+    decode_flops_per_token,
+    decode_operators,
+    decoder_flops,
+    flops_of,
+    prefill_flops,
+    prefill_operators,
+    projector_flops,
+    tower_flops,
+)
+from .hardware import DEVICES, Device, device, operators_ms, roofline_ms
+from .joint import JointChoice, joint_budget, joint_flops, joint_frontier
 from .memory import kv_bytes, parameters, weight_bytes
 from .scaling import (
     HoldOut,
@@ -17,13 +29,15 @@ from .scaling import (
     published_points,
     scaling_flops,
 )
-from .shapes import KNOWN, DecoderShape, TowerShape, VlmShape, known
+from .shapes import DecoderShape, ProjectorShape, TowerShape, VlmShape, known
 from .table import CostRow, table
+from .tiling import Seen, Tiling, see
 
 __all__ = [
-    "DEVICES", "KNOWN", "BudgetPlan", "Choice", "CostRow", "DecoderShape", "Device", "HoldOut", "PrefillFlops",
-    "ScalingFit", "ScalingPoint", "TowerShape", "VlmShape", "best_tokens", "decode_flops_per_token", "decoder_flops",
-    "device", "fit_scaling", "hold_out", "known", "kv_bytes", "parameters", "plan_budget", "prefill_flops",
-    "projector_flops", "published_notes", "published_points", "roofline_ms", "scaling_flops", "table", "tower_flops",
-    "weight_bytes",
+    "DEVICES", "KNOWN", "BudgetPlan", "Choice", "CostRow", "DecoderShape", "Device", "HoldOut", "JointChoice",
+    "PrefillFlops", "ProjectorShape", "ScalingFit", "ScalingPoint", "Seen", "Tiling", "TowerShape", "VlmShape",
+    "best_tokens", "decode_flops_per_token", "decode_operators", "decoder_flops", "device", "fit_scaling",
+    "flops_of", "hold_out", "joint_budget", "joint_flops", "joint_frontier", "known", "kv_bytes", "operators_ms",
+    "parameters", "plan_budget", "prefill_flops", "prefill_operators", "projector_flops", "published_notes",
+    "published_points", "roofline_ms", "scaling_flops", "see", "shape_of", "table", "tower_flops", "weight_bytes",
 ]

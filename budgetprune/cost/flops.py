@@ -8,6 +8,7 @@ sequence length, in multiply-adds against FLOPs, and in counting two or three ML
 
 from dataclasses import dataclass
 
+from .operators import Operator, decoder_operators, product, projector_operators, tower_operators
 from .shapes import DecoderShape, TowerShape, VlmShape
 
 
@@ -38,25 +39,20 @@ def _check_choice(name, value, choices):
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
-def tower_flops(tower: TowerShape) -> int:
-    """One run of the whole vision tower over one crop, class token included."""
-    length, width = tower.patches + 1, tower.hidden
-    patch = tower.patches * width * tower.channels * tower.patch_size**2
-    linear = length * (4 * width * width + 2 * width * tower.mlp)
-    attention = 2 * length * length * width
-    return 2 * (patch + tower.layers * (linear + attention))
+def flops_of(operators) -> int:
+    """The operations of a list of operators."""
+    return sum(one.flops for one in operators)
+
+
+def tower_flops(tower: TowerShape, grids=None) -> int:
+    """One run of the whole vision tower over one crop, class token included, or over the packed pictures of `grids`,
+    ((frames, rows, columns), ...) in patches."""
+    return flops_of(tower_operators(tower, grids=grids))
 
 
 def projector_flops(shape: VlmShape, tokens: int) -> int:
-    """Both projector layers over `tokens` image tokens."""
-    out = shape.decoder.hidden
-    return 2 * tokens * out * (shape.tower.hidden * shape.feature_layers + out)
-
-
-def _layer_linear(decoder):
-    """Multiply-adds of one decoder layer's seven matrices for one token."""
-    heads = 2 * decoder.heads + 2 * decoder.kv_heads
-    return decoder.hidden * (heads * decoder.head_dim + 3 * decoder.mlp)
+    """All projector matrices over `tokens` image tokens."""
+    return flops_of(projector_operators(shape, tokens))
 
 
 def decoder_flops(decoder: DecoderShape, lengths, *, attention="full") -> int:
@@ -65,13 +61,12 @@ def decoder_flops(decoder: DecoderShape, lengths, *, attention="full") -> int:
     Args:
         lengths: tokens that each layer sees: an int for all layers, or one int per layer (pruning inside the LLM).
         attention: "full" counts L x L scores, what scaled_dot_product_attention's math path computes and what
-            torch.utils.flop_counter assumes; "causal" counts L (L + 1) / 2, what a causal flash kernel needs.
+            torch.utils.flop_counter assumes; "causal" counts L (L + 1) / 2, what a causal flash kernel needs, and of
+            sliding windows what they see. A prefix LM is full in both.
     """
     _check_choice("attention", attention, ("full", "causal"))
     lengths = per_layer(decoder, lengths)
-    linear = sum(lengths) * _layer_linear(decoder)
-    pairs = sum(n * n if attention == "full" else n * (n + 1) // 2 for n in lengths)
-    return 2 * (linear + 2 * pairs * decoder.heads * decoder.head_dim)
+    return sum(map(flops_of, decoder_operators(decoder, lengths, lengths, attention_as=attention)))
 
 
 def per_layer(decoder: DecoderShape, lengths) -> list[int]:
@@ -115,22 +110,72 @@ def layer_lengths(shape: VlmShape, image_tokens_in, kept, text_tokens, prune_lay
     return lengths
 
 
-def _crops(shape, image_tokens_in, crops):
-    if crops is not None:
+def _look(shape, image_tokens_in, crops, grids):
+    """(runs of the tower, grids): what the encoder sees where N image tokens come out of it."""
+    if not shape.packed:
+        if grids is not None:
+            raise ValueError("grids must be None for a tower that sees crops of one size, crops says how many")
+        if crops is None:
+            crops, over = divmod(image_tokens_in, shape.tokens_per_crop)
+            if over:
+                raise ValueError(f"image_tokens_in must be a multiple of {shape.tokens_per_crop}, the tokens of one "
+                                 f"crop, or crops must say how often the tower runs; got {image_tokens_in}")
         _check_count("crops", crops, 1 if image_tokens_in else 0)
-        return crops
-    if image_tokens_in % shape.tokens_per_crop:
-        raise ValueError(f"image_tokens_in must be a multiple of {shape.tokens_per_crop}, the tokens of one crop, "
-                         f"or crops must say how often the tower runs; got {image_tokens_in}")
-    return image_tokens_in // shape.tokens_per_crop
+        return crops, None
+    if crops is not None:
+        raise ValueError("crops must be None for a tower that packs images of any size, grids says of which")
+    side = shape.projector.merge
+    if grids is None:
+        rows = max((n for n in range(1, int(image_tokens_in**0.5) + 1) if image_tokens_in % n == 0), default=0)
+        return 1, ((1, rows * side, image_tokens_in // rows * side),) if rows else ()
+    grids = tuple(tuple(grid) for grid in grids)
+    for grid in grids:
+        if len(grid) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in grid):
+            raise ValueError(f"grids must hold (frames, rows, columns) of patches, got {grid}")
+    tokens = sum(t * h * w for t, h, w in grids) // side**2
+    if tokens != image_tokens_in:
+        raise ValueError(f"grids must give image_tokens_in, {image_tokens_in}, tokens of {side} x {side} patches, "
+                         f"got {tokens}")
+    return 1, grids
+
+
+def prefill_operators(shape: VlmShape, image_tokens_in, kept, text_tokens, *, prune_layer=None, stages=(), batch=1,
+                      logits="last", attention="full", projected=None, crops=None, grids=None,
+                      fused=True) -> dict[str, list[Operator]]:
+    """{part: its operators} of a prefill; arguments as prefill_flops takes them.
+
+    fused: attention as a flash kernel does it, and norms, sums and activations inside their neighbours; False: each
+    step reads and writes memory by itself.
+    """
+    lengths = layer_lengths(shape, image_tokens_in, kept, text_tokens, prune_layer, stages)
+    _check_count("batch", batch, 1)
+    _check_choice("logits", logits, ("last", "all"))
+    _check_choice("attention", attention, ("full", "causal"))
+    early = shape.projector.selects_before and prune_layer is None
+    projected = projected or ("kept" if early else "all")
+    _check_choice("projected", projected, ("kept", "all"))
+    if prune_layer is not None and projected == "kept":
+        raise ValueError("projected must be 'all' with prune_layer: the first layers read every image token")
+    runs, grids = _look(shape, image_tokens_in, crops, grids)
+    # All that the tower gives is projected, also padding of crops that never reaches the decoder.
+    whole = image_tokens_in if shape.packed else runs * shape.tokens_per_crop
+    layers = decoder_operators(shape.decoder, lengths, lengths, batch=batch, attention_as=attention, fused=fused)
+    # Methods inside the decoder give its output back at the prompt's length.
+    scored = lengths[0] if logits == "all" else min(1, lengths[0])
+    return {"vision": tower_operators(shape.tower, batch * runs, None if grids is None else grids * batch,
+                                      fused=fused) if runs else [],
+            "projector": projector_operators(shape, batch * (kept if projected == "kept" else whole)),
+            "decoder": [one for layer in layers for one in layer],
+            "head": [product("head", batch * scored, shape.decoder.hidden, shape.decoder.vocab)]}
 
 
 def prefill_flops(shape: VlmShape, image_tokens_in, kept, text_tokens, *, prune_layer=None, stages=(), batch=1,
-                  logits="last", attention="full", projected=None, crops=None, selector_flops=0) -> PrefillFlops:
+                  logits="last", attention="full", projected=None, crops=None, grids=None,
+                  selector_flops=0) -> PrefillFlops:
     """FLOPs up to the first new token's logits.
 
     Args:
-        image_tokens_in: N, image tokens that the tower gives.
+        image_tokens_in: N, image tokens that the encoder gives.
         kept: K, image tokens that the decoder reads (from `prune_layer` on; with `stages`, at first). A method that
             adds merged tokens counts them too, so K may exceed N only where it is not mid-LLM.
         text_tokens: T, all other tokens of the prompt.
@@ -140,40 +185,37 @@ def prefill_flops(shape: VlmShape, image_tokens_in, kept, text_tokens, *, prune_
             Selector.stages gives them; `kept` is N then, or what a method before the decoder leaves.
         logits: "last" as generate() asks for, or "all" as forward() without logits_to_keep computes.
         attention: see decoder_flops.
-        projected: "kept" where selection comes before the projector (default), "all" where it needs projected
-            features (default with prune_layer).
+        projected: "kept" where selection comes before the projector (default for LLaVA), "all" where it needs
+            projected features (default for all others, and with prune_layer).
         crops: how often the tower runs; needed where N is not a multiple of one crop (LLaVA-NeXT's row ends and
             unpadding change N).
+        grids: of towers that pack images of any size, ((frames, rows, columns), ...) of the patches of one prompt's
+            images; None: one picture, as near a square as N tokens can be. `see` gives crops or grids for pixels.
         selector_flops: the selection's own operations per sample, where they are known.
 
     ValueError and TypeError name the argument.
     """
-    lengths = layer_lengths(shape, image_tokens_in, kept, text_tokens, prune_layer, stages)
-    _check_count("batch", batch, 1)
     _check_count("selector_flops", selector_flops)
-    _check_choice("logits", logits, ("last", "all"))
-    projected = projected or ("kept" if prune_layer is None else "all")
-    _check_choice("projected", projected, ("kept", "all"))
-    if prune_layer is not None and projected == "kept":
-        raise ValueError("projected must be 'all' with prune_layer: the first layers read every image token")
-    runs = _crops(shape, image_tokens_in, crops)
-    scored = lengths[-1] if logits == "all" else min(1, lengths[-1])
-    return PrefillFlops(
-        vision=batch * runs * tower_flops(shape.tower),
-        projector=batch * projector_flops(shape, kept if projected == "kept" else image_tokens_in),
-        decoder=batch * decoder_flops(shape.decoder, lengths, attention=attention),
-        head=batch * 2 * scored * shape.decoder.hidden * shape.decoder.vocab,
-        selector=batch * selector_flops,
-    )
+    parts = prefill_operators(shape, image_tokens_in, kept, text_tokens, prune_layer=prune_layer, stages=stages,
+                              batch=batch, logits=logits, attention=attention, projected=projected, crops=crops,
+                              grids=grids)
+    return PrefillFlops(**{part: flops_of(operators) for part, operators in parts.items()},
+                        selector=batch * selector_flops)
+
+
+def decode_operators(shape: VlmShape, context, *, batch=1, fused=True) -> list[Operator]:
+    """The operators of one new token per sample; arguments as decode_flops_per_token takes them."""
+    decoder = shape.decoder
+    contexts = per_layer(decoder, context)
+    _check_count("batch", batch, 1)
+    layers = decoder_operators(decoder, [1] * decoder.layers, contexts, batch=batch, fused=fused)
+    return [one for layer in layers for one in layer] + [product("head", batch, decoder.hidden, decoder.vocab)]
 
 
 def decode_flops_per_token(shape: VlmShape, context, *, batch=1) -> int:
     """FLOPs of one new token per sample.
 
-    context: keys that each layer's query reads, the new token included: an int, or one per layer (FastV).
+    context: keys that each layer's query reads, the new token included: an int, or one per layer (FastV); layers with
+        a sliding window read at most as many as it holds.
     """
-    decoder = shape.decoder
-    contexts = per_layer(decoder, context)
-    _check_count("batch", batch, 1)
-    linear = decoder.layers * _layer_linear(decoder) + decoder.hidden * decoder.vocab
-    return 2 * batch * (linear + 2 * sum(contexts) * decoder.heads * decoder.head_dim)
+    return flops_of(decode_operators(shape, context, batch=batch))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator at its vendor's peak."""
+    """One accelerator at its vendor's peak, or a machine at the rates that were measured on it."""
 
     name: str
     dtype: str
@@ -18,6 +18,10 @@ class Device:
     bytes_per_s: float
     memory_bytes: int
     source: str
+
+    @property
+    def bytes_per_value(self):
+        return 4 if self.dtype == "float32" else 2
 
 
 def _row(key, name, dtype, teraflops, gigabytes_per_s, gigabytes, source):
@@ -41,11 +45,16 @@ DEVICES = dict([
 ])
 
 
+# What people call them, for the form that most of them have.
+ALIASES = {"v100": "v100-pcie", "a100": "a100-80g", "h100": "h100-sxm", "h200": "h200-sxm", "l40": "l40s"}
+
+
 def device(name: str) -> Device:
     """The device called `name`; ValueError lists the names there are."""
-    if name not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {name!r}")
-    return DEVICES[name]
+    found = DEVICES.get(ALIASES.get(name, name))
+    if found is None:
+        raise ValueError(f"device must be one of {', '.join([*DEVICES, *ALIASES])}, got {name!r}")
+    return found
 
 
 def roofline_ms(flops, nbytes, on: Device | str) -> float:
@@ -59,3 +68,13 @@ def roofline_ms(flops, nbytes, on: Device | str) -> float:
         if not math.isfinite(value) or value < 0:
             raise ValueError(f"{name} must be finite and at least 0, got {value}")
     return 1e3 * max(flops / on.flops_per_s, nbytes / on.bytes_per_s)
+
+
+def operators_ms(operators, on: Device | str, *, bytes_per_value=2) -> float:
+    """Milliseconds of operators one after the other, each at its own bound: the slower of its operations at the peak
+    rate and its bytes at the memory's bandwidth.
+
+    Still no forecast: no launch, no rest of a tile, no peak that is not reached. But what is bound by memory and what
+    by operations is told apart, which the sums over a whole prefill hide.
+    """
+    return sum(roofline_ms(one.flops, (one.weights + one.moved) * bytes_per_value, on) for one in operators)

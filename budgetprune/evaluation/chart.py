@@ -9,14 +9,22 @@ from .summary import count_of, headline
 COLOURS = 8  # --c0 .. --c7 in style.css
 AXES = {"prefill_flops": ("Prefill", "FLOPs", (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1))),
         "prefill_ms": ("Prefill time", "ms", (("", 1),))}
-LIGHT = ("#0b6fb8", "#c8500a", "#00805e", "#a0438f", "#a07a00", "#178f9e", "#7a1f4b", "#6b7480")
-DARK = ("#5ab0f0", "#ff9257", "#3ccb9e", "#e08bd0", "#e0b84a", "#7fe3ee", "#f0718f", "#a9b3c1")
+# Apart by CIE76 12 or more for eyes without red, green or blue cones too, and 3:1 or more from the paper.
+LIGHT = ("#0b6fb8", "#a8321f", "#009e4a", "#e8178a", "#a07a00", "#0a3d2c", "#7a0f78", "#6b7480")
+DARK = ("#5ab0f0", "#ff9257", "#5c8562", "#ab50d6", "#fbc916", "#48f7bf", "#d84a98", "#a9b3c1")
 
 
 def curve_order(group):
     """Curves in the order of their colours: the headline's first, then as they appear in the records."""
     best = headline(group).point
     return sorted(group.curves, key=lambda curve: not (best and curve.label == best.label))
+
+
+def slots_of(groups) -> dict[str, int]:
+    """{label: number of its colour, marker and dash}, one for a method wherever it is drawn: the first group's in its
+    order, then those that others add."""
+    labels = dict.fromkeys(curve.label for group in groups for curve in curve_order(group))
+    return {label: slot for slot, label in enumerate(labels)}
 
 
 def marker(slot, x, y, r):
@@ -85,19 +93,20 @@ def number(value):
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def axis_points(group, axis):
+def axis_points(group, axis, slots):
     """Curves as (slot, curve, points with a known x)."""
-    found = [(slot, curve, [p for p in curve.points if getattr(p, axis) is not None])
-             for slot, curve in enumerate(curve_order(group))]
+    found = [(slots[curve.label], curve, [p for p in curve.points if getattr(p, axis) is not None])
+             for curve in curve_order(group)]
     return [(slot, curve, points) for slot, curve, points in found if points]
 
 
-def chart(group, axis, width=560, height=380, *, legend=False, style="") -> str | None:
+def chart(group, axis, width=560, height=380, *, legend=False, style="", slots=None) -> str | None:
     """The figure as an <svg>, or None where no cell has a value on this axis.
 
-    legend, style: for a picture that stands alone; a page brings its own.
+    legend, style: for a picture that stands alone; a page brings its own. slots: of slots_of, where there are several
+    groups.
     """
-    curves = axis_points(group, axis)
+    curves, headed = axis_points(group, axis, slots or slots_of([group])), headline(group).point
     full = group.full if group.full and getattr(group.full, axis) is not None else None
     shown = [p for _, _, points in curves for p in points] + ([full] if full else [])
     if not shown:
@@ -131,11 +140,12 @@ def chart(group, axis, width=560, height=380, *, legend=False, style="") -> str 
     if group.full:
         parts.append(_full_line(group.full, y, width))
     for slot, curve, points in reversed(curves):  # the headline's curve last, so that it lies on top
-        parts.append(_curve(group, slot, curve, points, axis, size, prefix, x, y))
+        first = headed is not None and curve.label == headed.label
+        parts.append(_curve(group, slot, curve, points, axis, size, prefix, x, y, first))
     if full:
         parts.append(f'<g class="full pt" {_tip(group, full, axis, size, prefix)}><circle '
                      f'cx="{x(getattr(full, axis) / size):.1f}" cy="{y(full.accuracy):.1f}" r="5"/></g>')
-    best = headline(group).point
+    best = headed
     if best and getattr(best, axis) is not None:
         lines = [[(x(getattr(p, axis) / size), y(p.accuracy)) for p in points] for _, _, points in curves]
         if group.full:
@@ -172,11 +182,11 @@ def _callout(text, at, lines, width, bottom):
             "</text></g>")
 
 
-def _curve(group, slot, curve, points, axis, size, prefix, x, y):
+def _curve(group, slot, curve, points, axis, size, prefix, x, y, first):
     places = [(x(getattr(p, axis) / size), y(p.accuracy), p) for p in points]
     run = "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py, _ in places)
-    out = [f'<g class="curve c{slot % COLOURS}{" first" if slot == 0 else ""}" data-curve="{slot}">']
-    if slot == 0 and len(points) > 1:
+    out = [f'<g class="curve c{slot % COLOURS}{" first" if first else ""}" data-curve="{slot}">']
+    if first and len(points) > 1:
         rim = [f"{px:.1f} {y(p.high):.1f}" for px, _, p in places]
         rim += [f"{px:.1f} {y(p.low):.1f}" for px, _, p in reversed(places)]
         out.append(f'<path class="band" d="M{"L".join(rim)}z"/>')
@@ -184,7 +194,7 @@ def _curve(group, slot, curve, points, axis, size, prefix, x, y):
     for px, py, p in places:
         out.append(f'<g class="pt" {_tip(group, p, axis, size, prefix)}><path class="whisker" '
                    f'd="M{px:.1f} {y(p.low):.1f}V{y(p.high):.1f}"/><path class="mark" '
-                   f'd="{marker(slot, px, py, 4.4 if slot == 0 else 3.6)}"/></g>')
+                   f'd="{marker(slot, px, py, 4.4 if first else 3.6)}"/></g>')
     return "".join(out) + "</g>"
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..budget import TokenBudget
+from ..catalog import find
 from ..checked import LARGEST_SEED, integer
 from ..models.adapter import WEIGHTS, read_config
-from ..selectors.base import find
 from .summary import FULL
 
 
@@ -17,7 +17,7 @@ class EvalConfig:
     """What is evaluated.
 
     methods: names. budgets: counts K or fractions of the image's tokens, one cell each; None: the method's own count,
-        where it has one. The full model (`none`) has one cell, all tokens.
+        where it has one. The full model (`none`) has one cell, all tokens, and a compressor one, what it is made for.
     pruners: folder of the trained weights of each trainable method. options: options of each method.
     samples: questions of the test split, drawn from `seed`; None: all of them. batch: prompts at a time, new_tokens:
         longest answer; None: as the task has it.
@@ -51,7 +51,7 @@ class EvalConfig:
                 raise ValueError(f"pruners must be of methods that are evaluated, {', '.join(self.methods)}; got "
                                  f"{folder}, which is of {method}")
         pruned = [method for method in self.methods if method != FULL]
-        if pruned and not self.budgets:
+        if not self.budgets and not all(find(method).fixed_count for method in pruned):
             raise ValueError("budgets must name at least one count, got none")
         for keep in self.budgets:
             if isinstance(keep, float):
@@ -59,7 +59,8 @@ class EvalConfig:
                     raise ValueError(f"budgets must be in (0, 1] where they are fractions, got {keep}")
             elif keep is not None:
                 integer("budgets", keep, 1)
-        if pruned and set(self.budgets) == {None} and not any(find(method).adaptive_count for method in pruned):
+        if pruned and set(self.budgets) == {None} and not any(
+                find(method).adaptive_count or find(method).fixed_count for method in pruned):
             raise ValueError(f"budgets must name a count where no method has its own, got only their own of "
                              f"{', '.join(pruned)}")
 
@@ -89,7 +90,8 @@ class EvalConfig:
             if method == FULL:
                 found.append((method, tokens))
                 continue
-            for keep in self.budgets:
+            fixed = [read_config(self.pruners[method])["keep"]] if find(method).fixed_count else self.budgets
+            for keep in fixed:
                 if keep is None and not find(method).adaptive_count:
                     continue
                 if isinstance(keep, float) and tokens is not None:

@@ -4,7 +4,6 @@ from collections import Counter
 from statistics import fmean
 
 from ..cost import VlmShape, prefill_flops
-from ..cost.flops import projector_flops
 from . import measure
 
 
@@ -39,26 +38,30 @@ def cost_of(model, family, active, pruning, heard, prompts, config, tokens: int 
 
 
 def _flops(shape, selector, tokens, kept, text):
-    """Of one sample where every image has N tokens. `tokens` are those that methods choose among; CLS may join them."""
-    tokens_in, depth = shape.tokens_per_crop, shape.decoder.layers
-    inside = selector is not None and selector.place == "llm"
-    late = inside or (selector is not None and selector.after_projector)
-    return prefill_flops(shape, tokens_in, tokens_in if inside else kept, text,
-                         stages=selector.stages(tokens_in, kept, depth) if inside else (),
-                         projected="all" if late else "kept",
-                         selector_flops=selector.flops(tokens, shape.decoder.hidden if late else shape.tower.hidden,
-                                                       kept) if selector else 0).total
+    """Of one sample where every image has N tokens. `tokens` are those that methods choose among; CLS may join them.
+    A method that asks the language model is counted as if all text of the prompt were the question."""
+    tokens_in = shape.tokens_per_crop
+    return _prefill(shape, selector, tokens_in, kept, text, choices=tokens).total
 
 
 def _varying_flops(shape, selector, heard):
-    """The mean over samples whose images differ in size. All tokens of all crops are projected, padding included, and
-    methods choose among what the decoder would get."""
-    total, depth = 0, shape.decoder.layers
-    inside = selector is not None and selector.place == "llm"
-    for (tokens, kept, text, crops), times in Counter(
-            (one.tokens, one.count, one.length - one.tokens, one.crops) for one in heard).items():
-        flops = prefill_flops(shape, tokens, tokens if inside else kept, text, crops=crops, projected="all",
-                              stages=selector.stages(tokens, kept, depth) if inside else (),
-                              selector_flops=selector.flops(tokens, shape.decoder.hidden, kept) if selector else 0)
-        total += times * (flops.total - flops.projector + projector_flops(shape, crops * shape.tokens_per_crop))
+    """The mean over samples whose images differ in size; methods choose among what the decoder would get."""
+    total, side = 0, shape.projector.merge
+    for (tokens, kept, text, crops, grid), times in Counter(
+            (one.tokens, one.count, one.length - one.tokens, one.crops, one.grid) for one in heard).items():
+        seen = {"grids": ((1, grid[0] * side, grid[1] * side),)} if shape.packed else {"crops": crops}
+        total += times * _prefill(shape, selector, tokens, kept, text, choices=tokens, **seen).total
     return round(total / len(heard))
+
+
+def _prefill(shape, selector, tokens, kept, text, *, choices, **seen):
+    """PrefillFlops of one prompt with the method's own operations, None being the full model."""
+    if selector is None:
+        return prefill_flops(shape, tokens, kept, text, **seen)
+    inside = selector.place == "llm"
+    late = inside or selector.after_projector or not shape.projector.selects_before
+    width = shape.decoder.hidden if late else shape.tower.hidden
+    own = selector.flops(choices, width, kept) + selector.asking_flops(text, shape.decoder)
+    return prefill_flops(shape, tokens, tokens if inside else kept, text, projected="all" if late else "kept",
+                         stages=selector.stages(tokens, kept, shape.decoder.layers) if inside else (),
+                         selector_flops=own, **seen)

@@ -8,8 +8,8 @@ import torch
 from ..models.base import family_of
 
 
-def load_model(name: str):
-    """(model, processor), on the CPU; float32 where there is no GPU, else as it was saved.
+def load_model(name: str, dtype: torch.dtype | None = None):
+    """(model, processor), on the CPU; without `dtype` float32 where there is no GPU, else as it was saved.
 
     Raises:
         FileNotFoundError: neither a folder with a model nor a repository that can be reached.
@@ -22,7 +22,8 @@ def load_model(name: str):
         raise FileNotFoundError(f"model must be a folder with a config.json, got {name}")
     if not local and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(f"model must be a folder or a name on the Hugging Face hub (owner/name), got {name}")
-    dtype = "auto" if torch.cuda.is_available() else torch.float32  # half precision is slow on most processors
+    if dtype is None:
+        dtype = "auto" if torch.cuda.is_available() else torch.float32  # half precision is slow on most processors
     try:
         processor = AutoProcessor.from_pretrained(name, local_files_only=local)
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, local_files_only=local)

@@ -1,14 +1,15 @@
-"""Test images with the kept patches bright and the dropped ones dim, as figures of the report."""
+"""Pictures of a run: which patches of an image a method kept, and what the model then said."""
 
 import base64
+import io
 import json
 from dataclasses import dataclass, fields
-from html import escape
 from pathlib import Path
 
 from .record import append_lines, read_lines
 
 FILE_NAME = "pictures.jsonl"
+LARGEST, COARSE = 768, 160  # pixels of the longer side
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -60,7 +61,10 @@ def read(run_dir) -> list[Picture]:
 
 
 def data_uri(run_dir, name):
-    """The PNG as a data URI. ValueError: outside the run folder, or not a PNG."""
+    """The PNG as a data URI, made smaller where it is larger than any page shows it.
+
+    ValueError: outside the run folder, or not a PNG.
+    """
     root = Path(run_dir).resolve()
     path = (root / name).resolve()
     if not path.is_relative_to(root):
@@ -71,7 +75,24 @@ def data_uri(run_dir, name):
         raise ValueError(f"image {name!r} of {FILE_NAME} cannot be read: {error.strerror}") from None
     if not content.startswith(_PNG):
         raise ValueError(f"image {name!r} must be a PNG file")
+    if max(_size(content)) > LARGEST:
+        from PIL import Image
+
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.thumbnail((LARGEST, LARGEST))
+            picture.save(smaller := io.BytesIO(), "PNG", optimize=True)
+        content = smaller.getvalue()
     return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def _size(png):
+    """[width, height], from the header that every PNG begins with."""
+    return [int.from_bytes(png[at:at + 4], "big") for at in (16, 20)]
+
+
+def is_coarse(uri: str) -> bool:
+    """Whether an image of data_uri has so few pixels that each should be seen."""
+    return max(_size(base64.b64decode(uri.partition(",")[2][:32]))) < COARSE
 
 
 def dim_path(grid, kept):
@@ -90,72 +111,25 @@ def dim_path(grid, kept):
     return "".join(parts)
 
 
-def collect(pictures) -> dict:
-    """(task, image, question) -> {(method, keep): Picture}, in order of first appearance; a later line wins."""
-    scenes = {}
-    for picture in pictures:
-        place = scenes.setdefault((picture.task, picture.image, picture.question), {})
-        place[picture.method, picture.keep] = picture
-    return scenes
+def crops(processor) -> bool:
+    """Whether a processor of one crop an image (CLIP's, as LLaVA-1.5 has it) cuts off what is beside the middle."""
+    return bool(getattr(getattr(processor, "image_processor", None), "do_center_crop", False))
 
 
-def frame(uri, picture):
-    """The image, enlarged without smoothing, under its mask."""
-    rows, columns = picture.grid
-    return (f'<div class="frame" style="aspect-ratio:{columns}/{rows}"><img src="{uri}" alt="{escape(alt(picture))}">'
-            f'<svg viewBox="0 0 {columns} {rows}" preserveAspectRatio="none" aria-hidden="true">'
-            f'<path class="dim" d="{dim_path(picture.grid, picture.kept)}"/></svg></div>')
+def middle_of(image, grid):
+    """The largest middle part of an image with the shape of a grid of square patches."""
+    rows, columns = grid
+    width, height = image.size
+    wide, high = min(width, round(height * columns / rows)), min(height, round(width * rows / columns))
+    left, top = (width - wide) // 2, (height - high) // 2
+    return image.crop((left, top, left + wide, top + high))
 
 
-def alt(picture):
-    rows, columns = picture.grid
-    return f"Test image, {len(picture.kept)} of {rows * columns} patches kept by {picture.method}"
-
-
-def figure(number, uri, picture):
-    verdict = "right" if picture.right else "wrong"
-    return (f'<figure class="card" data-scene="{number}">{frame(uri, picture)}<figcaption><p class="ask">'
-            f'{escape(picture.question)}</p><p class="said {verdict}"><span class="verdict">'
-            f'{"✓ right" if picture.right else "✗ wrong"}</span> says <b class="prediction">'
-            f'{escape(picture.prediction) or "nothing"}</b>, answer <b>{escape(picture.answer)}</b></p>'
-            f'</figcaption></figure>')
-
-
-def section(run_dir, pictures, wanted=None, most=24) -> tuple[str, str, list]:
-    """(figures, hero frame, data for the script) of a run's pictures, at most `most` scenes.
-
-    wanted: (method, keep) shown first; otherwise, or where no scene has it, the first line's. A scene without the
-    shown pair is left for the script.
-    """
-    scenes = list(collect(pictures).items())[:most]
-    pairs = {pair for _, shots in scenes for pair in shots}
-    wanted = wanted if wanted in pairs else next(iter(scenes[0][1]))
-    uris = {image: data_uri(run_dir, image) for (_, image, _), _ in scenes}
-    cards, hero, data = [], "", []
-    for number, ((_, image, _), shots) in enumerate(scenes):
-        shown = shots.get(wanted) or next(iter(shots.values()))
-        card = figure(number, uris[image], shown)
-        cards.append(card if wanted in shots else card.replace("<figure", "<figure hidden", 1))
-        if not hero and wanted in shots and shown.right:
-            hero = _hero(uris[image], shown)
-        data.append([{"method": p.method, "keep": p.keep, "dim": dim_path(p.grid, p.kept), "says": p.prediction,
-                      "right": p.right, "alt": alt(p)} for p in shots.values()])
-    hero = hero or _hero(uris[scenes[0][0][1]], scenes[0][1].get(wanted) or next(iter(scenes[0][1].values())))
-    return "".join(cards), hero, [list(wanted), data]
-
-
-def _hero(uri, picture):
-    rows, columns = picture.grid
-    return (f'<figure class="hero">{frame(uri, picture)}<figcaption>“{escape(picture.question)}” '
-            f'{escape(picture.method)} looks at {len(picture.kept)} of {rows * columns} patches and says '
-            f'<b>{escape(picture.prediction) or "nothing"}</b>{"" if picture.right else " (wrong)"}.</figcaption>'
-            f'</figure>')
-
-
-def draw(run_dir, samples, replies, scores, kept, grids, cell, most: int) -> None:
+def draw(run_dir, samples, replies, scores, kept, grids, cell, most: int, *, cropped: bool = False) -> None:
     """Appends what a method kept of the first images: one line per image, with the image's first question.
 
-    An image whose tokens form no grid has no line. cell: the Record that they belong to.
+    An image whose tokens form no grid has no line. cell: the Record that they belong to. cropped: the model sees the
+    middle of an image only, in the grid's shape (`crops`), and so do we.
     """
     from PIL import Image
 
@@ -172,6 +146,8 @@ def draw(run_dir, samples, replies, scores, kept, grids, cell, most: int) -> Non
             target.parent.mkdir(parents=True, exist_ok=True)
             picture = sample.picture()
             image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+            if cropped:
+                image = middle_of(image, grids[index])
             aside = target.with_suffix(".part")
             image.save(aside, "PNG")
             aside.replace(target)

@@ -10,20 +10,27 @@ from ..tasks import ImageFile, Sample
 class Prompts:
     """The batches of an evaluation, made anew for every cell: the pixels of thousands of images fit no memory.
 
-    Images that lie in memory anyhow are made ready once.
+    Images that lie in memory anyhow are made ready once. share: (number, of how many) processes; each has every so
+    many-th batch, and the batches are those that one process alone would make, so that the answers are the same too.
     """
 
-    def __init__(self, processor, samples: Sequence[Sample], model: nn.Module, batch: int):
+    def __init__(self, processor, samples: Sequence[Sample], model: nn.Module, batch: int, share=(0, 1)):
         self.processor, self.samples, self.model, self.batch = processor, samples, model, batch
-        self.ready = None
+        self.share, self.ready = share, None
         if not any(isinstance(sample.image, ImageFile) for sample in samples):
             self.ready = list(self._made())
 
     def __iter__(self) -> Iterator[dict]:
         return self._made() if self.ready is None else iter(self.ready)
 
+    @property
+    def numbers(self) -> range:
+        """Which of all batches these are."""
+        number, count = self.share
+        return range(number, -(-len(self.samples) // self.batch), count)
+
     def _made(self):
-        for start in range(0, len(self.samples), self.batch):
+        for start in (number * self.batch for number in self.numbers):
             yield prepare(self.processor, self.samples[start:start + self.batch], self.model)
 
     def timed(self, count: int) -> dict:

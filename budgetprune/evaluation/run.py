@@ -1,9 +1,10 @@
 """Task x method x budget, each cell one record. A run that was cut off goes on where it stopped."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from numbers import Integral
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..catalog import find
 from ..models import from_pretrained, prune
 from ..models.base import Family, family_of
 from ..tasks import Task
 from . import answers, pictures, record
 from .config import EvalConfig, pruners_in
-from .costs import cost_of, shape_of_model
+from .costs import cost_of
 from .interval import interval
+from .processes import Processes
 from .prompts import Prompts, prepare, prompt
 from .record import Record
 from .summary import FULL
@@ -29,7 +32,7 @@ class Heard:
 
     tokens: image tokens of its prompt. count: those that the language model got. kept: which, where methods choose
     among them. grid: (rows, columns) of them where they form one. length: all tokens of the prompt. crops: how often
-    the tower saw the image, None where that is not known.
+    the tower saw the image, None where that follows from its tokens.
     """
 
     answer: str
@@ -42,59 +45,94 @@ class Heard:
 
 
 def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *, model_name: str,
-             resume: bool = True, tell: Callable[[str, int, int], None] | None = None) -> list[Record]:
+             resume: bool = True, tell: Callable[[str, int, int], None] | None = None,
+             processes: Processes | None = None) -> list[Record]:
     """Runs every cell that out/records.jsonl does not hold yet, and returns the records of all.
 
     Answers are generated as text and scored by the task; each is a line of out/answers.jsonl. resume: False begins
-    anew; what the folder held is kept beside it as *.old. tell: called with (cell, done, total).
+    anew; what the folder held is kept beside it as *.old. tell: called with (cell, done, total) in the main process.
+    processes: of the run, all of which call this; None: this one alone. Every one asks its share of a cell's batches
+    (not of the cells, which are few and of unequal length) and the main one measures time and memory, while the others
+    wait, and writes: the files are those of one process.
 
     TypeError: the model is of no family. ValueError: a budget is beyond the model's image tokens, a folder holds
     another method, or `samples` asks for all of a task that has no end.
     """
-    out = Path(out)
+    out, processes = Path(out), processes or Processes()
     family = family_of(model)
     _, tokens, grid = family.features(model)
-    path, cells = out / record.FILE_NAME, config.cells(tokens)
-    options_of = {method: config.options_of(method) for method in config.methods}
+    cells, options_of = config.cells(tokens), {method: config.options_of(method) for method in config.methods}
     if config.samples is None and task.size is None:
         raise ValueError(f"samples must be a count for task {task.name}, which has no end")
     samples = task.samples("test", task.size if config.samples is None else config.samples, config.seed)
-    if not resume:
-        for name in (record.FILE_NAME, answers.FILE_NAME, pictures.FILE_NAME):
-            if (out / name).exists():
-                (out / name).replace(out / f"{name}.old")
-    prompts = Prompts(processor, samples, model, config.batch or task.batch)
-    done = {_cell(r): r for r in record.read(path)
+    prompts = Prompts(processor, samples, model, config.batch or task.batch, (processes.rank, processes.count))
+    before = processes.share(begin, out, resume)
+    done = {cell_of(r): r for r in before
             if (r.task, r.model, r.samples, r.seed) == (task.label, model_name, len(samples), config.seed)}
     model.eval()
     for number, (method, keep) in enumerate(cells):
         budget = "all" if method == FULL else "own" if keep is None else keep
         cell = (method, budget, json.dumps(options_of[method], sort_keys=True))
-        if tell:
-            tell(f"{method} {_words(budget, tokens)}", number, len(cells))
+        if tell and processes.main:
+            tell(f"{method} {in_words(budget, tokens)}", number, len(cells))
         if cell in done:
             continue
         with entered(model, method, keep, config) as (active, pruning):
-            heard = generate(active, processor, prompts, pruning, family, config.new_tokens or task.new_tokens)
-            replies, kept = [one.answer for one in heard], [one.kept for one in heard]
-            scores = [scored(task, reply, sample) for reply, sample in zip(replies, samples, strict=True)]
-            result = assess(samples, replies, scores, kept, [one.count for one in heard], task)
-            costs = cost_of(model, family, active, pruning, heard, prompts, config, tokens)
-        extra = {"count": "own"} if budget == "own" else {"fraction": keep} if isinstance(keep, float) else {}
-        done[cell] = Record(task=task.label, model=model_name, method=method,
-                            method_options=options_of[method] | extra, samples=len(samples), seed=config.seed,
-                            keep=keep if isinstance(keep, int) else round(result["kept_mean"]),
-                            **result, **costs, **record.environment(model.device))
-        pictures.draw(out, samples, replies, scores, kept, [one.grid or grid for one in heard], done[cell],
-                      config.images)
-        answers.append(out, done[cell], samples, replies, scores)
-        record.append(path, done[cell])
-    if tell:
+            shares = processes.gather(_asked, active, processor, prompts, pruning, family,
+                                      config.new_tokens or task.new_tokens)
+            heard = [one for batch in in_turn(shares or []) for one in batch]
+            costs = processes.share(cost_of, model, family, active, pruning, heard, prompts, config, tokens)
+        named = {"task": task.label, "model": model_name, "method": method, "samples": len(samples),
+                 "seed": config.seed, "method_options": options_of[method] | budget_options(method, keep),
+                 **costs, **record.environment(model.device)}
+        done[cell] = processes.share(_written, out, task, samples, heard, keep, grid, named, config.images,
+                                     tokens is not None and pictures.crops(processor))
+    if tell and processes.main:
         tell("done", len(cells), len(cells))
     return list(done.values())
 
 
-def _cell(r: Record):
+def _asked(*arguments):
+    return list(generate(*arguments))
+
+
+def _written(out, task, samples, heard, keep, grid, named, images, cropped):
+    """The record of a cell, once it is in the folder with all that belongs to it."""
+    replies, kept = [one.answer for one in heard], [one.kept for one in heard]
+    scores = [scored(task, reply, sample) for reply, sample in zip(replies, samples, strict=True)]
+    result = assess(samples, replies, scores, kept, [one.count for one in heard], task)
+    if find(named["method"]).fixed_count:  # it makes its tokens of all patches
+        result["kept_recall"] = None
+    cell = Record(keep=keep if isinstance(keep, int) else round(result["kept_mean"]), **result, **named)
+    pictures.draw(out, samples, replies, scores, kept, [one.grid or grid for one in heard], cell, images,
+                  cropped=cropped)
+    answers.append(out, cell, samples, replies, scores)
+    record.append(out / record.FILE_NAME, cell)
+    return cell
+
+
+def budget_options(method: str, keep: int | float | None) -> dict:
+    """What a record's options say of a budget that is no count."""
+    if method == FULL:
+        return {}
+    return {"count": "own"} if keep is None else {"fraction": keep} if isinstance(keep, float) else {}
+
+
+def begin(out: Path, resume: bool) -> list[Record]:
+    """The records that an earlier run left; without `resume` its files are put aside."""
+    if not resume:
+        for name in (record.FILE_NAME, answers.FILE_NAME, pictures.FILE_NAME):
+            if (out / name).exists():
+                (out / name).replace(out / f"{name}.old")
+    return record.read(out / record.FILE_NAME)
+
+
+def in_turn(shares: Sequence[Sequence]) -> Iterator:
+    """First the first of each, then the second of each, and so on: processes' batches in the order of one's."""
+    return (one for round_ in zip_longest(*shares) for one in round_ if one is not None)
+
+
+def cell_of(r: Record) -> tuple:
     """What `evaluate` calls the cell of a record."""
     options = dict(r.method_options)
     own, fraction = options.pop("count", None) == "own", options.pop("fraction", None)
@@ -102,7 +140,8 @@ def _cell(r: Record):
     return r.method, budget, json.dumps(options, sort_keys=True)
 
 
-def _words(budget, tokens):
+def in_words(budget, tokens: int | None) -> str:
+    """The budget of a cell as progress shows it. tokens: N where every image has as many."""
     if budget == "all":
         return "all tokens" if tokens is None else f"K={tokens}"
     return "own count" if budget == "own" else f"{budget:.4g} of N" if isinstance(budget, float) else f"K={budget}"
@@ -136,11 +175,13 @@ def entered(model: nn.Module, method: str, keep: int | float | None, config: Eva
 
 
 @torch.no_grad()
-def generate(model, processor, prompts, pruning, family: Family, new_tokens: int) -> list[Heard]:
-    """What every sample gave. model: the pruned one, which peft may have wrapped."""
-    stock, heard = prompts.model, []
-    counts_crops = family.features(stock)[1] is None and shape_of_model(stock.config) is not None
-    for inputs in prompts:
+def generate(model, processor, prompts, pruning, family: Family, new_tokens: int) -> Iterator[list[Heard]]:
+    """What every sample of each batch gave. model: the pruned one, which peft may have wrapped."""
+    stock, same = prompts.model, family.features(prompts.model)[1]
+    stride = 2**32 if same is None else (prompts.batch * same + 3) // 4  # no batch draws more, see Pruner.next_key
+    for number, inputs in zip(prompts.numbers, prompts, strict=True):
+        if pruning is not None:
+            pruning.draw_from(number * stride)  # whoever asked the batches before
         out = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=new_tokens)
         new = out[:, inputs["input_ids"].shape[1]:]
         replies = [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
@@ -148,13 +189,14 @@ def generate(model, processor, prompts, pruning, family: Family, new_tokens: int
         plan = pruning.plan if pruning is not None else None
         if plan is None:  # the full model, or a mid-LLM method that had nothing to drop
             kept, counts = [list(range(n)) for n in tokens], tokens
+        elif pruning.selector.fixed_count:  # it reads all patches, and keeps none
+            kept, counts = [list(range(n)) for n in tokens], plan.counts()
         else:
             kept = [[n for n in row if n >= 0] for row in plan.kept.tolist()]
             counts = [n + int(getattr(pruning.selector, "use_cls", False)) for n in plan.counts()]
         lengths = inputs["attention_mask"].sum(1).tolist()
-        crops = family.crops(stock, inputs) if counts_crops else [None] * len(replies)
-        heard += [Heard(*one) for one in zip(replies, kept, counts, tokens, lengths, grids, crops, strict=True)]
-    return heard
+        crops = family.crops(stock, inputs) or [None] * len(replies)
+        yield [Heard(*one) for one in zip(replies, kept, counts, tokens, lengths, grids, crops, strict=True)]
 
 
 def tokens_of(family: Family, model, inputs: dict) -> tuple[list[int], list[tuple[int, int] | None]]:
@@ -179,7 +221,7 @@ def assess(samples, replies, scores, kept, counts, task: Task) -> dict:
     """Accuracy with its interval, the task's own metrics, and the share of the patches that matter that was kept."""
     known = [(set(sample.relevant), set(row)) for sample, row in zip(samples, kept, strict=True) if sample.relevant]
     recall = sum(len(wanted & row) / len(wanted) for wanted, row in known) / len(known) if known else None
-    low, high = interval(scores)
+    low, high = interval(scores, [sample.image_id for sample in samples])
     accuracy = sum(scores) / len(scores)
     # A sum and a mean may differ in their last bit.
     return {"accuracy": accuracy, "ci95": (min(low, accuracy), max(high, accuracy)), "kept_recall": recall,

@@ -37,7 +37,7 @@ class _Pruned:
         self.pruning = prune_as_asked(self.model, method, keep, pruner, arguments)
 
     def generate_until(self, requests):
-        with _errors_surface(self.model):
+        with errors_surface(self.model):
             return super().generate_until(requests)
 
     def loglikelihood(self, requests):
@@ -47,9 +47,9 @@ class _Pruned:
 
 
 @contextmanager
-def _errors_surface(model):
+def errors_surface(model):
     """Within, what model.generate raises cannot be caught by `except Exception`; outside it is the error itself."""
-    generate = model.generate
+    generate, own = model.generate, "generate" in vars(model)
 
     @wraps(generate)
     def loud(*arguments, **options):
@@ -64,7 +64,10 @@ def _errors_surface(model):
     except _Failure as failure:
         raise failure.__cause__ from failure.__cause__.__cause__
     finally:
-        model.generate = generate
+        if own:
+            model.generate = generate
+        else:
+            del model.generate
 
 
 class PrunedLlavaHf(_Pruned, LlavaHf):
@@ -73,3 +76,10 @@ class PrunedLlavaHf(_Pruned, LlavaHf):
 
 class PrunedLlavaHfChat(_Pruned, LlavaHfChat):
     """Tasks that give messages; what lmms-eval takes where it has both."""
+
+
+class KeptLlavaHf(LlavaHfChat):
+    """llava_hf as it is, for several runs: lmms-eval takes the model out of it at the end of the first."""
+
+    def clean(self) -> None:
+        self.accelerator.free_memory()

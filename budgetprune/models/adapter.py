@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from ..budget import count_range
+from ..catalog import build, find
 from ..checked import shown
-from ..selectors import build
 from .pruning import Pruning, prune
 
 CONFIG, WEIGHTS = "budgetprune_config.json", "budgetprune_model.safetensors"
@@ -38,7 +38,7 @@ def save_pretrained(model: nn.Module, folder) -> None:
 
 
 def from_pretrained(model: nn.Module, folder, *, keep=None) -> Pruning:
-    """Prunes `model` as saved in `folder`; `keep` overrides the saved budget.
+    """Prunes `model` as saved in `folder`; `keep` overrides the saved budget, where the method is not made for one.
 
     FileNotFoundError: no pruner in `folder`. ValueError: its configuration cannot be read, or its weights do not fit
     this model.
@@ -47,12 +47,15 @@ def from_pretrained(model: nn.Module, folder, *, keep=None) -> Pruning:
     folder = Path(folder)
     config = read_config(folder)
     saved, method, options = config["keep"], config["method"], config["options"]
+    fixed = find(method.split("+")[0]).fixed_count  # such weights fit their own count, and another one is named below
     if "+" in method:
         method, options = tuple(build(name, **own) for name, own in zip(method.split("+"), options)), {}
-    pruning = prune(model, method, keep=keep if keep is not None else saved,
+    pruning = prune(model, method, keep=keep if keep is not None and not fixed else saved,
                     train_keep=config["train_keep"] and tuple(config["train_keep"]), positions=config.get("positions"),
                     seed=config.get("seed", 0), **options)
     try:
+        if fixed and keep is not None:
+            pruning.set_keep(keep)
         load_weights(model, folder)
     except BaseException:
         pruning.remove()

@@ -65,6 +65,19 @@ class Family(ABC):
         """The attention module of the tower's block `layer`, -1 the last; one that sees the whole image."""
         return self.blocks(model)[layer].self_attn
 
+    def vision_tower(self, model) -> nn.Module:
+        """The vision tower."""
+        return model.model.vision_tower
+
+    def behind_tower(self, model) -> list[nn.Module]:
+        """The modules outside of the tower that get its states, one row of tokens for each run of the tower."""
+        return [model.model.multi_modal_projector]
+
+    def state_width(self, model) -> int | None:
+        """The width of the tower's states there; None: that of its tokens."""
+        layers = getattr(model.config, "vision_feature_layer", -1)
+        return model.config.vision_config.hidden_size * len(layers) if isinstance(layers, (list, tuple)) else None
+
     @abstractmethod
     def has_cls(self, model) -> bool:
         """Whether the tower has a CLS token, row 0 of what its attention sees."""
@@ -74,6 +87,14 @@ class Family(ABC):
         return model.config.text_config.hidden_size, None, None
 
     # How images become tokens.
+
+    def images(self, model, medium: str, inputs: dict) -> list[tuple[int, int]]:
+        """(patches that methods choose among, rows of the tower) of each image, known before the tower has run."""
+        patches = self.features(model)[1]
+        if patches is None:
+            raise ValueError(f"fusion must be 'post' in {type(model).__name__}: how many patches an image has is not "
+                             "known before its tower has seen it")
+        return [(patches, 1)] * len(inputs[self.media[medium]])
 
     def encode(self, model, medium: str, inputs: dict):
         """The model's own encoder on the images (or videos) of `inputs`: its output, with `pooler_output`."""
@@ -87,6 +108,10 @@ class Family(ABC):
         NaN marks tokens that are no patch (line ends).
         """
         return list(values)  # one row of the tower is one image
+
+    def crops(self, model, inputs: dict) -> list[int] | None:
+        """How many times the tower sees each image; None where that follows from its tokens."""
+        return None
 
     def structure(self, model, medium: str, inputs: dict, features: list[Tensor]) -> list[Tensor] | None:
         """Per image [N_i] bool, True where a token is a patch of the image; None: all are. The others go when

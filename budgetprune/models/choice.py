@@ -60,6 +60,7 @@ class Looks:
     heads: int = 1
     text: Tensor | None = None  # [images, T, C']
     text_valid: Tensor | None = None  # [images, T]
+    budget: list[Tensor] | None = None  # [C'']
 
 
 @dataclass
@@ -85,7 +86,7 @@ def groups_of(tokens, grids, looks: Looks, pruner, draws: bool) -> list[Group]:
         x, keys = tokens if whole else pick(tokens), pick(looks.keys)
         view = TokenView(x, attention=pick(looks.attention), text=pick(looks.text), text_valid=pick(looks.text_valid),
                          keys=None if keys is None else keys.unflatten(2, (looks.heads, -1)).transpose(1, 2),
-                         grid=grid, key=pruner.next_key(x) if draws else None)
+                         grid=grid, budget=pick(looks.budget), key=pruner.next_key(x, members) if draws else None)
         groups.append(Group(members, view))
     return groups
 

@@ -4,207 +4,8 @@ import torch
 from torch import Tensor
 
 from . import attention, notice
-from .base import Family
-from .choice import Group, Looks, Probe, anchors, gates_of, groups_of, joined, plan_groups, reduced
+from .encoding import Encoding
 from .shrink import check_placeholders, shrink
-
-
-class Encoding:
-    """One call of the encoder, and what is decided in it. The tapped attention layer shows it queries and keys.
-
-    lengths: {medium: placeholders of each of its images}. copies: how often each placeholder stays, of all images in
-    order; None: nothing moves. gate: in training [N_i] of each image, over its placeholders.
-    """
-
-    # Whether the projector's pre-hook hands it the features.
-    before_projector = False
-
-    def __init__(self, model, family: Family, inputs: dict, *, gates: bool):
-        self.model, self.family, self.inputs, self.gates = model, family, inputs, gates
-        self.pruner = model.budget_pruner
-        self.selector = self.pruner.selector
-        # Then an output token must stand where the token was that it is made of.
-        self.in_place = self.pruner.positions(family) == "original"
-        self.keeps_cls = family.keeps_cls(model, inputs)
-        self.probes: dict[str, Probe] = {}
-        self.lengths: dict[str, list[int]] = {}
-        self.medium, self.plan, self.copies, self.gate = None, None, None, None
-
-    def __call__(self, module, query, key, **kwargs):
-        self.probes[self.medium](module, query, key, **kwargs)
-
-    def run(self, medium: str):
-        """The encoder on the images (or videos) of one medium; hooks find this call meanwhile."""
-        self.medium = medium
-        self.probes[medium] = Probe(self.family.has_cls(self.model), self.selector.one_head)
-        before, attention.encoding.call = attention.encoding.call, self
-        try:
-            return self.encoder(medium)
-        finally:
-            attention.encoding.call = before
-
-    def encoder(self, medium: str):
-        return self.family.encode(self.model, medium, self.inputs)
-
-    def choose(self, tokens, grids) -> list[Group]:
-        """Plans, or in training draws gates, for images with these tokens ([N_i, C] each, or [B, N, C])."""
-        counts = self.pruner.counts([len(x) for x in tokens], training=self.gates)
-        draws = self.gates or "key" in self.selector.needs
-        groups = groups_of(tokens, grids, self.looks([len(x) for x in tokens]), self.pruner, draws)
-        if self.gates:
-            self.gate = gates_of(groups, self.selector, counts, self.pruner.noise)
-        else:
-            plan_groups(groups, self.selector, counts)
-            self.plan = joined(groups)
-        return groups
-
-    def looks(self, counts: list[int]) -> Looks:
-        looks, needs = Looks(), self.selector.needs
-        for name in needs & {"attention", "keys"}:
-            packed = []
-            for medium in self.lengths:
-                probe = self.probes[medium]
-                looks.heads = probe.heads
-                rows = self.family.pack(self.model, medium, self.inputs, getattr(probe, name)())
-                packed += rows
-            # Line ends are found by reading back from the device, so not where there are none.
-            packed = [x if len(x) == n else x[~x[:, 0].isnan()] for x, n in zip(packed, counts, strict=True)]
-            setattr(looks, name, [x[:, 0] for x in packed] if name == "attention" else packed)
-        if "text" in needs:
-            looks.text, looks.text_valid = self.text()
-        return looks
-
-    @torch.no_grad()
-    def text(self) -> tuple[Tensor, Tensor]:
-        """Embeddings [images, T, C] of the text tokens around each image, and [images, T] bool, which exist.
-
-        What labels say is the answer is not among them: at inference it is not there yet.
-        """
-        ids, mask = self.inputs["input_ids"], self.inputs.get("attention_mask")
-        is_text = ~self.family.is_placeholder(self.model, ids)
-        if mask is not None:
-            is_text = is_text & mask.bool()
-        if self.inputs.get("labels") is not None:
-            is_text = is_text & (self.inputs["labels"] == -100)
-        order = (~is_text).long().argsort(dim=1, stable=True)[:, : int(is_text.sum(1).max())]
-        embedded = self.model.get_input_embeddings()(ids.gather(1, order))
-        rows = []
-        for medium, lengths in self.lengths.items():
-            is_media = ids == self.family.token_ids(self.model)[medium]
-            check_placeholders(is_media, lengths, medium)
-            rows += is_media.nonzero()[:, 0].split(lengths)
-        rows = torch.stack([row[0] for row in rows])
-        return embedded[rows], is_text.gather(1, order)[rows]
-
-    def places(self, group: Group) -> tuple[Tensor, Tensor | None]:
-        """[B, N] bool, the placeholders that stay, and the order of the output tokens (see choice.anchors)."""
-        taken, order = anchors(group.plan, group.view.tokens.shape[1])
-        return taken, order if self.in_place else None
-
-
-class BeforeProjector(Encoding):
-    """All images have as many patches; the projector works on those that stay. CLS may stand before them."""
-
-    before_projector = True
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.cls = self.keeps_cls or getattr(self.selector, "use_cls", False)
-        self.packed = None
-
-    def encoder(self, medium):
-        return self.family.encode(self.model, medium, self.inputs, cls=self.cls)
-
-    def features(self, features: Tensor) -> Tensor:
-        """What the projector gets instead of `features` [images, P+N, C]."""
-        prefix = int(self.cls)
-        patches = features[:, prefix:]
-        images, tokens = patches.shape[:2]
-        self.lengths[self.medium] = [tokens + int(self.keeps_cls)] * images
-        groups = self.choose(patches, self.family.grids(self.model, self.medium, self.inputs, [tokens] * images))
-        added = self.cls and not self.keeps_cls  # the prompt has no place for CLS: the first patch lends its own
-        if self.gates:
-            ones = torch.ones_like(self.gate[0][:1])
-            self.gate = [torch.cat([ones, gate]) for gate in self.gate] if prefix else self.gate
-            copies = torch.ones(images, tokens, dtype=torch.long, device=features.device)
-        else:
-            (group,) = groups
-            taken, order = self.places(group)
-            copies = taken.long()
-        if self.keeps_cls:
-            copies = torch.cat([torch.ones_like(copies[:, :1]), copies], dim=1)
-        elif added:
-            copies[:, 0] += 1
-        everything = self.gates or self.plan.keeps_all(tokens)
-        self.copies = copies.flatten() if added or not everything else None
-        if everything:
-            return features
-        self.packed = [n + prefix for n in self.plan.counts()]
-        return reduced(features, self.plan, prefix, order)[None]
-
-    def finish(self, outputs: dict) -> dict:
-        for medium, out in outputs.items():
-            features = list(out.pooler_output)
-            if self.packed:  # one entry per image: generate() repeats entries for beams
-                features = list(features[0].split(self.packed))
-            outputs[medium] = type(out)(pooler_output=features)
-        return outputs
-
-
-class BehindEncoder(Encoding):
-    """Images of any size and in several media, whose tokens may not all be patches."""
-
-    def finish(self, outputs: dict) -> dict:
-        every, inside, grids = [], [], []
-        for medium, out in outputs.items():
-            features = list(out.pooler_output)
-            self.lengths[medium] = [len(x) for x in features]
-            patches = self.family.structure(self.model, medium, self.inputs, features) or \
-                [torch.ones(len(x), dtype=torch.bool, device=x.device) for x in features]
-            grids += self.family.grids(self.model, medium, self.inputs, [int(x.sum()) for x in patches])
-            every, inside = every + features, inside + patches
-        groups = self.choose([x[m] for x, m in zip(every, inside)], grids)
-        if self.gates:
-            self.gate = [m.float().masked_scatter(m, g) + (~m).float() for m, g in zip(inside, self.gate)]
-            return outputs
-        if all(group.plan.keeps_all(group.view.tokens.shape[1]) for group in groups):
-            return outputs
-        return self.shortened(outputs, every, inside, groups)
-
-    def shortened(self, outputs, every, inside, groups) -> dict:
-        """`outputs` with what stays, and self.copies."""
-        levels = [every] + [sum((list(out.deepstack_features[i]) for out in outputs.values()), [])
-                            for i in range(self._deep(outputs))]
-        kept = [list(level) for level in levels]
-        copies: list = [None] * len(every)
-        for group in groups:
-            taken, order = self.places(group)
-            if group.plan.keeps_all(taken.shape[1]):
-                for image in group.members:
-                    copies[image] = torch.ones_like(inside[image], dtype=torch.long)
-                continue
-            for level, out in zip(levels, kept):
-                tokens = group.view.tokens if level is every else \
-                    torch.stack([level[i][inside[i]] for i in group.members])
-                rows = reduced(tokens, group.plan, order=order).split(group.plan.counts())
-                for image, row in zip(group.members, rows):
-                    out[image] = torch.cat([level[image][~inside[image]], row]) if self.keeps_cls else row
-            for image, row in zip(group.members, taken):
-                stay = torch.full_like(inside[image], int(self.keeps_cls), dtype=torch.long)
-                copies[image] = stay.masked_scatter(inside[image], row.long())
-        self.copies = torch.cat(copies)
-        result, start = {}, 0
-        for medium, out in outputs.items():
-            end = start + len(self.lengths[medium])
-            fields = {"pooler_output": kept[0][start:end]}
-            if len(kept) > 1:
-                fields["deepstack_features"] = [level[start:end] for level in kept[1:]]
-            result[medium], start = type(out)(**fields), end
-        return result
-
-    @staticmethod
-    def _deep(outputs):
-        return len(getattr(next(iter(outputs.values())), "deepstack_features", None) or ())
 
 
 @torch.compiler.disable  # as the model's own hook is: a projector that is compiled by itself begins behind it
@@ -217,8 +18,9 @@ def project(module, args):
 def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dict:
     """Replaces the images of `inputs` by their kept features, and shrinks the prompt to match.
 
-    Returns forward arguments for the untouched model. With `gates` the sequence keeps all its tokens, and the arguments
-    carry the gates for attention instead. generating: generate() counts positions from 0 in every model.
+    Returns forward arguments for the untouched model. gates: it trains; where the choice acts inside attention, the
+    sequence keeps all its tokens and the arguments carry the gates. generating: generate() counts positions from 0 in
+    every model.
     """
     pruner, family = model.budget_pruner, model.budget_pruner.family(model)
     ids = inputs.get("input_ids")
@@ -226,12 +28,11 @@ def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dic
     if ids is None:
         raise ValueError(f"input_ids must be given with {family.media[media[0]]}: a pruned model finds its image "
                          "tokens there")
-    if gates and family.prefix_lm:
+    if gates and family.prefix_lm and pruner.selector.acts_on == "attention":
         raise ValueError(f"{pruner.selector.name} cannot be trained in {type(model).__name__}: gates act inside causal "
                          "attention, and its prompt's tokens see each other in both directions; train it in another "
-                         "model, or call model.eval()")
-    before = family.before_projector and not pruner.selector.after_projector
-    call = (BeforeProjector if before else BehindEncoder)(model, family, inputs, gates=gates)
+                         "model or with gate='noise', or call model.eval()")
+    call = pruner.encoding(family)(model, family, inputs, gates=gates)
     outputs = call.finish({medium: call.run(medium) for medium in media})
 
     times = torch.ones_like(ids)
@@ -259,7 +60,7 @@ def encode(model, inputs: dict, *, gates: bool, generating: bool = False) -> dic
                         before, valid.sum(1).tolist())
     else:
         pruner.record(call.plan)
-    if gates:
+    if call.gate is not None:
         rest["budgetprune_gate"] = sequence_gate(rest, family.token_ids(model), call)
     rest["mm_encoder_outputs"] = outputs
     return rest

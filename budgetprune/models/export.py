@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from .base import family_of
-from .encode import BeforeProjector
 
 
 class Vision(nn.Module):
@@ -19,7 +18,7 @@ class Vision(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         family, inputs = family_of(self.model), {"pixel_values": pixel_values}
-        call = BeforeProjector(self.model, family, inputs, gates=False)
+        call = self.pruner.encoding(family)(self.model, family, inputs, gates=False)
         outputs = call.finish({"image": call.run("image")})
         return torch.stack(list(outputs["image"].pooler_output)), call.plan.kept
 

@@ -33,6 +33,10 @@ class LlavaNext(Family):
         return [image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
                 for size in inputs["image_sizes"]]
 
+    def images(self, model, medium, inputs):
+        patches = self.structure(model, medium, inputs, [inputs["pixel_values"]])
+        return list(zip([int(row.sum()) for row in patches], self.crops(model, inputs), strict=True))
+
     def pack(self, model, medium, inputs, values):
         newline = values.new_full((values.shape[-1],), torch.nan)
         packed, _ = model.model.pack_image_features(

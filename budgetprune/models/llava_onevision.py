@@ -34,6 +34,12 @@ class LlavaOnevision(LlavaNext):
         alone = [int(n) == 1 for n in each for _ in range(int(n))]
         return [n if single else 1 for n, single in zip(crops, alone, strict=True)]
 
+    def images(self, model, medium, inputs):
+        if medium == "image":
+            return super().images(model, medium, inputs)
+        videos, frames = inputs["pixel_values_videos"].shape[:2]
+        return [(frames * self._pooled_side(model) ** 2, frames)] * videos
+
     def pack(self, model, medium, inputs, values):
         newline = values.new_full((values.shape[-1],), torch.nan)
         if medium == "video":
@@ -53,5 +59,9 @@ class LlavaOnevision(LlavaNext):
     def grids(self, model, medium, inputs, lengths):
         if medium == "image":
             return super().grids(model, medium, inputs, lengths)
-        side = -(-(model.config.vision_config.image_size // model.config.vision_config.patch_size) // 2)
+        side = self._pooled_side(model)
         return [(n // side, side) for n in lengths]
+
+    @staticmethod
+    def _pooled_side(model):
+        return -(-(model.config.vision_config.image_size // model.config.vision_config.patch_size) // 2)

@@ -20,11 +20,18 @@ def tell(pruner, config, images: int, tokens: int, kept: int, before: list, afte
     config: of the text model. before, after: the prompts' lengths, in all decoder layers or a list of one per layer.
     """
     pruner.told = True
-    shape = DecoderShape.from_config(config)
-    flops = [sum(decoder_flops(shape, lengths) for lengths in prompts) for prompts in (before, after)]
     mean = "" if images == 1 else f" (mean of {images})"
-    log.info("%s kept %s of %s image tokens%s, decoder prefill FLOPs %+.0f %%", pruner.selector.name,
-             _number(kept / images), _number(tokens / images), mean, 100 * (flops[1] / flops[0] - 1))
+    log.info("%s kept %s of %s image tokens%s%s", pruner.selector.name, _number(kept / images),
+             _number(tokens / images), mean, _saved(config, before, after))
+
+
+def _saved(config, before, after) -> str:
+    try:
+        shape = DecoderShape.from_config(config)
+    except ValueError:  # a decoder that the formula does not know is pruned all the same
+        return ""
+    flops = [sum(decoder_flops(shape, lengths) for lengths in prompts) for prompts in (before, after)]
+    return f", decoder prefill FLOPs {100 * (flops[1] / flops[0] - 1):+.0f} %"
 
 
 def _number(x: float) -> str:

@@ -1,14 +1,20 @@
 """What a pruned model carries: its method, its budget, and what was decided last."""
 
+from random import Random
+
 import torch
 from torch import Tensor, nn
 
 from ..budget import TokenBudget, count_range
+from ..budget_sampler import BudgetSampler
 from ..checked import LARGEST_SEED, integer
+from ..compress import Compressor
 from ..plan import TokenPlan
 from ..selectors import Selector
 from ..selectors.pair import pair_of
 from .base import Family, family_of
+from .compressing import Compressing
+from .encoding import BeforeProjector, BehindEncoder, Encoding
 from .placement import divided_like, whole
 
 
@@ -26,6 +32,7 @@ class Pruner(nn.Module):
         self.set_keep(keep)
         self.set_train_keep(train_keep)
         self.seed, self.offset, self.noise = integer("seed", seed, most=LARGEST_SEED), 0, True
+        self.draws: tuple[BudgetSampler, int, list[tuple[int, int]] | None] | None = None
         self.plan: TokenPlan | None = None
         self.stages: tuple[TokenPlan, ...] = ()
         self.index: Tensor | None = None
@@ -45,6 +52,8 @@ class Pruner(nn.Module):
         if keep is None and not self.selector.adaptive_count:
             raise ValueError(f"keep must be given: {self.selector.name} does not choose the count itself")
         budget = None if keep is None else TokenBudget(keep)
+        if isinstance(self.selector, Compressor) and self.selector.site is not None:
+            self.selector.require([self.selector.count_of(keep, self.selector.site.tokens)])
         if self.inside is not None:
             self.inside.set_keep(inside)  # behind all that is wrong with ours, so that both change or neither
         self.budget, self.told = budget, False
@@ -59,8 +68,30 @@ class Pruner(nn.Module):
     def family(self, model) -> Family:
         return family_of(model)
 
+    def encoding(self, family: Family) -> type[Encoding]:
+        """What one call of the encoder is."""
+        if isinstance(self.selector, Compressor):
+            return Compressing
+        return BeforeProjector if family.before_projector and not self.selector.after_projector else BehindEncoder
+
+    def set_draws(self, sampler: BudgetSampler | None = None, step: int = 0, samples=None) -> None:
+        """Makes what the next training call draws a function of `sampler`, the step, and each image's place in it: then
+        it does not matter how many processes and calls share the step. None: back to torch's generator.
+
+        samples: (number of its sample in the whole step, number of the image in its sample) of each image of the call;
+        None: the call is the whole step, and each image is a sample.
+        """
+        places = None if samples is None else [(int(n), int(image)) for n, image in samples]
+        self.draws = None if sampler is None else (sampler, step, places)
+
     def counts(self, tokens: list[int], training: bool = False) -> list[int] | None:
-        """Tokens to keep of samples with these many; in training one K for all, drawn from [K_min, K_max]."""
+        """Tokens to keep of samples with these many; in training those of set_draws, or one K for all, drawn from
+        [K_min, K_max]."""
+        if training and self.draws is not None:
+            sampler, step, samples = self.draws
+            samples = [(n, 0) for n in range(len(tokens))] if samples is None else samples
+            drawn = {n: sampler.draw(step, 1, first=n)[0] for n, _ in samples}
+            return [min(drawn[n], most) for (n, _), most in zip(samples, tokens, strict=True)]
         if training and self.train_keep is not None:
             low, high = self.train_keep
             drawn = int(torch.randint(low, high + 1, ()))
@@ -68,8 +99,16 @@ class Pruner(nn.Module):
         each = "image" if self.selector.place == "vision" else "row of the prompt"
         return None if self.budget is None else self.budget.counts(tokens, each)
 
-    def next_key(self, tokens: Tensor) -> Tensor:
-        """int64 [2]: in training drawn from torch's generator, which checkpoints restore; else seed and offset."""
+    def next_key(self, tokens: Tensor, images: list[int]) -> Tensor:
+        """int64 [2]: in training drawn from torch's generator, which checkpoints restore; else seed and offset.
+
+        In training with set_draws [B, 2]: those of `images`, numbers of the call's images, whose tokens [B, N, C] are.
+        """
+        if self.training and self.draws is not None:
+            sampler, step, samples = self.draws
+            places = [(i, 0) if samples is None else samples[i] for i in images]
+            names = [f"key/{sampler.seed}/{step}/{n}/{image}" for n, image in places]
+            return torch.tensor([[Random(name).getrandbits(62), 0] for name in names], device=tokens.device)
         if self.training:
             seed, offset = int(torch.randint(0, 2**62, ())), 0
         else:

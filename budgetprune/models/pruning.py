@@ -5,11 +5,13 @@ import types
 import torch
 from torch import Tensor, nn
 
-from ..checked import one_of
+from ..catalog import find
+from ..checked import integer, one_of
+from ..compress import Compressor
 from ..plan import TokenPlan
 from ..selectors import Selector
 from ..selectors.pair import methods_of, pair_of
-from . import attention, decoder
+from . import attention, budget_rows, compressing, decoder
 from .base import family_of
 from .encode import encode, one_tensor_each, project
 from .generation import forward_names, generate
@@ -70,6 +72,12 @@ class Pruning:
             if not any(pruner is other for other in inside):
                 pruner.set_keep(keep)
 
+    def draw_from(self, offset: int) -> None:
+        """Where in the seed's stream the calls to come draw, in Philox counters; without it, behind the last call."""
+        for module in self._pruner().modules():
+            if isinstance(module, Pruner):
+                module.offset = integer("offset", offset)
+
     def save_pretrained(self, folder) -> None:
         """Writes method, options, budget and trained weights to `folder`; budgetprune.from_pretrained reads them."""
         from .adapter import save_pretrained
@@ -94,11 +102,13 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
 
     Args:
         model: a Hugging Face vision-language model, for example LlavaForConditionalGeneration.
-        method: a name out of budgetprune.methods(), or a Selector; or two that work together, "visionzip+fastv" or a
-            pair of names or of Selectors, the first before the language model and the second inside it.
+        method: a name out of budgetprune.methods() or budgetprune.compressors(), or a Selector; or two that work
+            together, "visionzip+fastv" or a pair of names or of Selectors, the first before the language model and the
+            second inside it.
         keep: tokens kept: an int is a count, a float the fraction kept; a sequence has one per image (mid-LLM
-            methods: per sample). 0 keeps one, N or more keeps all. None where the method chooses (PruMerge). For two
-            methods a pair of these: the second's are of the tokens that the first leaves.
+            methods: per sample). 0 keeps one, N or more keeps all. None where the method chooses (PruMerge). A
+            compressor takes one count or fraction, fixed from then on. For two methods a pair of these: the second's
+            are of the tokens that the first leaves.
         train_keep: (K_min, K_max): in training each step draws its count uniformly; trainable methods only.
         seed: of methods that draw at random.
         positions: position ids of what stays: "original", with gaps, or "compact", numbered anew without; None: as the
@@ -117,9 +127,10 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     family = family_of(model)
     if "budget_pruner" in model._modules:
         raise ValueError("model is pruned already; unprune(model) first, or set_keep(...) for another budget")
-    method, second = methods_of(method, options)
-    if train_keep is not None and not method.trainable:
-        raise ValueError(f"train_keep is for trainable methods, {method.name} is not")
+    method, second = methods_of(method, options, find)
+    if train_keep is not None and (method.fixed_count or not method.trainable):
+        why = "has one count, which is keep" if method.fixed_count else "is not"
+        raise ValueError(f"train_keep is for trainable methods, {method.name} {why}")
     before = family.before_projector and not method.after_projector
     _check_positions(positions, method, family, model)
     if getattr(method, "use_cls", False) and not (before and family.has_cls(model)):
@@ -127,10 +138,17 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     width, patches, _ = family.features(model)
     if method.trainable:
         refuse_sharded(model, method.name)
+    tower = {}
+    if method.budget_in_tower:
+        budget_rows.check(model, family)
+        tower = {"tower": family.vision_tower(model), "state_dim": family.state_width(model)}
     inside = None if second is None else Pruner(second, pair_of(keep)[1], None, seed)
     pruner = Pruner(method, keep, train_keep, seed, inside, positions)
-    if method.trainable:  # behind the checks: what they refuse leaves a Selector as it was
-        method.bind(width, patches, model.get_input_embeddings().embedding_dim)
+    # Behind the checks: what they refuse leaves a Selector as it was.
+    if isinstance(method, Compressor):
+        compressing.bind(method, model, family, keep if inside is None else pair_of(keep)[0])
+    elif method.trainable:
+        method.bind(width, patches, model.get_input_embeddings().embedding_dim, **tower)
     # Not to the model's dtype: a float16 controller cannot be trained, and a bfloat16 one is another one.
     pruner.to(device=device_of(family.tower_attention(model, -1))).train(model.training)
 
@@ -138,6 +156,8 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
     try:
         if pruner.llm is not None:
             handles += decoder.install(model, pruner.llm, family)
+        if method.budget_in_tower:  # first, so that our own hook of the projector gets patches only
+            handles += budget_rows.add_hooks(model, family)
         if method.place == "vision":
             if before:
                 handles.append(family.projector(model).register_forward_pre_hook(project))
@@ -147,7 +167,9 @@ def prune(model: nn.Module, method, *, keep=None, train_keep: tuple[int, int] | 
             if pruner.positions(family) == "original":
                 handles += [block.register_forward_pre_hook(decoder.forget_positions, with_kwargs=True)
                             for block in layers]
-            if method.trainable:
+            if isinstance(method, Compressor):
+                handles += compressing.install(method, model, family)
+            elif method.trainable:
                 for block in layers:
                     attention.tap(block.self_attn)
         handles.append(model.register_forward_pre_hook(_before_forward, with_kwargs=True))
@@ -197,13 +219,14 @@ def _before_forward(model, args, kwargs):
     pruner = model.budget_pruner
     if pruner.selector.place == "llm":
         return (), decoder.find_prompt(model, pruner, kwargs)
-    family, given, own = pruner.family(model), kwargs.get("mm_encoder_outputs"), None
+    family, given, own, gates = pruner.family(model), kwargs.get("mm_encoder_outputs"), None, False
     if not given and any(kwargs.get(pixels) is not None for pixels in family.media.values()):
         inputs = {name: value for name, value in kwargs.items() if value is not None}
         own = inputs.get("position_ids")  # those may say that sequences are packed
-        gates = pruner.selector.trainable and model.training and torch.is_grad_enabled()
+        learns = pruner.selector.trainable and not pruner.selector.fixed_count
+        gates = learns and model.training and torch.is_grad_enabled()
         kwargs = encode(model, inputs, gates=gates)
-        if gates:  # every token in every layer: a second method waits
+        if "budgetprune_gate" in kwargs:
             return (), one_tensor_each(family, kwargs)
         given = kwargs["mm_encoder_outputs"]
     else:
@@ -218,7 +241,8 @@ def _before_forward(model, args, kwargs):
         kwargs = one_tensor_each(family, kwargs)
         if pruner.positions(family) == "original" and own is None and not family.mrope:
             kwargs["budgetprune_gaps"] = True
-    return (), kwargs if pruner.inside is None else decoder.find_prompt(model, pruner.inside, kwargs)
+    # While the first method of two trains, the second waits.
+    return (), kwargs if pruner.inside is None or gates else decoder.find_prompt(model, pruner.inside, kwargs)
 
 
 __all__ = ["Pruner", "Pruning", "prune", "unprune"]

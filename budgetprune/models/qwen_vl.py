@@ -17,6 +17,16 @@ class QwenVl(Family):
     encoder_arguments = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
     mrope = True
 
+    def vision_tower(self, model):
+        return model.model.visual
+
+    def behind_tower(self, model):
+        return []  # its mergers are inside
+
+    def images(self, model, medium, inputs):
+        each = model.model.visual.spatial_merge_size ** 2
+        return [(t * h * w // each, t) for t, h, w in inputs[f"{medium}_grid_thw"].tolist()]
+
     def blocks(self, model):
         return model.model.visual.blocks
 

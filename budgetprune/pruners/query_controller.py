@@ -42,9 +42,10 @@ class QueryController(VisionTokenController):
             weight = weight.softmax(1)
         return (weight[..., None] * self.query(words).float()).sum(1)
 
-    def logits(self, features: Tensor, budget: Tensor, text: Tensor, text_valid: Tensor | None = None) -> Tensor:
-        """[B, N] from features [B, N, C], budgets [B], words [B, T, C'] and text_valid [B, T]."""
-        own = super().logits(features, budget)
+    def logits(self, features: Tensor, budget: Tensor, text: Tensor, text_valid: Tensor | None = None,
+               state: Tensor | None = None) -> Tensor:
+        """[B, N] from features [B, N, C], budgets [B] or their states, words [B, T, C'] and text_valid [B, T]."""
+        own = super().logits(features, budget, state)
         keys = self.key(self.norm(features.to(self.norm.weight.dtype))).float()
         meet = (keys @ self.question(text, text_valid)[..., None]).squeeze(-1)
         return own + self.gain.float() * meet / keys.shape[-1] ** 0.5

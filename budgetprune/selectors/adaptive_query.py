@@ -19,14 +19,14 @@ class AdaptiveQuery(Adaptive):
     name = "adaptive_query"
     needs = frozenset({"text"})
 
-    def __init__(self, tau: float = 1.0, use_cls: bool = False, estimator: str = "race", fusion: str = "add",
-                 hidden_dim: int | None = None, query_dim: int = 64):
-        super().__init__(tau, use_cls, estimator, fusion, hidden_dim)
+    def __init__(self, tau: float = 1.0, use_cls: bool = False, estimator: str = "race", fusion: str = "post",
+                 conditioning: str = "add", hidden_dim: int | None = None, query_dim: int = 64,
+                 gate: str = "attention", token_position: str = "own"):
+        super().__init__(tau, use_cls, estimator, fusion, conditioning, hidden_dim, gate, token_position)
         self._options["query_dim"] = integer("query_dim", query_dim, 1)
 
-    def bind(self, vision_dim, num_patches, text_dim):
-        if self.controller is None:
-            self.controller = QueryController(vision_dim, num_patches, text_dim, **self._options)
+    def _made(self, vision_dim, num_patches, text_dim, **options):
+        return QueryController(vision_dim, num_patches, text_dim, **options)
 
     def asked(self, view: TokenView) -> dict:
-        return {"text": view.need("text"), "text_valid": view.text_valid}
+        return {**super().asked(view), "text": view.need("text"), "text_valid": view.text_valid}

@@ -32,7 +32,8 @@ class TokenView:
     text_states: [B, T, C] and text_keys: [B, H, T, D], mid-LLM: what `tokens` and `keys` are, of the same text tokens.
     valid: [B, N] bool, False where a sample has fewer tokens than N; None: all exist.
     grid: (rows, columns) of the patches, row by row; None where there is no grid.
-    key: int64 [2], Philox seed and offset for methods that draw.
+    key: int64 [2], or in training [B, 2], one per sample: Philox seed and offset for methods that draw.
+    budget: [B, C''] what the tower made of its budget token, vision side, for methods with `budget_in_tower`.
     """
 
     tokens: Tensor
@@ -45,6 +46,7 @@ class TokenView:
     valid: Tensor | None = None
     grid: tuple[int, int] | None = None
     key: Tensor | None = None
+    budget: Tensor | None = None
 
     def need(self, name: str) -> Tensor:
         value = getattr(self, name)
@@ -66,7 +68,10 @@ class Selector:
     positions: "compact" (renumbered, as most training-free methods do) or "original" ids for what is kept.
     merges: whether a token that comes out may be a sum of tokens; otherwise each is one of the kept, unchanged.
     adaptive_count: whether the method can choose the count itself (`keep=None`).
-    trainable: whether it is a torch module that learns through gates in attention.
+    budget_in_tower: whether the tower sees the budget, as tokens that the method's `budget_token` makes.
+    trainable: whether it is a torch module that learns.
+    fixed_count: whether it is made for one count, which training has too (compress.Compressor).
+    acts_on: what training does with its choice, see selectors.adaptive.
     """
 
     name: ClassVar[str]
@@ -79,20 +84,14 @@ class Selector:
     positions: ClassVar[str] = "compact"
     merges: ClassVar[bool] = False
     adaptive_count: ClassVar[bool] = False
+    budget_in_tower: bool = False
     trainable: ClassVar[bool] = False
+    fixed_count: ClassVar[bool] = False
+    acts_on: str = "attention"
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        name = cls.__dict__.get("name")
-        if name is None:
-            return  # a shared base of several methods
-        if not re.fullmatch(r"[a-z0-9_]+", name):
-            raise ValueError(f"method name must be [a-z0-9_]+, got {name!r}")
-        known = _registry.get(name)
-        # A dataclass with slots replaces its class; the same class again is not a second method.
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"method {name!r} exists already, in {known.__module__}")
-        _registry[name] = cls
+        register(cls, _registry)
 
     def options(self) -> dict:
         """The options that rebuild this method: build(name, **options())."""
@@ -147,10 +146,29 @@ class Selector:
         """2 x multiply-adds of the selection itself for one sample of N = `tokens` tokens with C = `width` channels."""
         return 0
 
+    def asking_flops(self, words: int, decoder) -> int:
+        """Of the language model (a cost.DecoderShape) where it reads `words` tokens for the method, in one sample."""
+        return 0
+
     def require(self, keep):
         if keep is None:
             raise ValueError(f"keep must be given: {self.name} does not choose the count itself")
         return keep
+
+
+def register(cls: type[Selector], *registries: dict[str, type[Selector]]) -> None:
+    """Enters a class that has a name into the first registry; none of them may know another class of that name."""
+    name = cls.__dict__.get("name")
+    if name is None:
+        return  # a shared base of several methods
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"method name must be [a-z0-9_]+, got {name!r}")
+    for registry in registries:
+        known = registry.get(name)
+        # A dataclass with slots replaces its class; the same class again is not a second method.
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"method {name!r} exists already, in {known.__module__}")
+    registries[0][name] = cls
 
 
 def ragged(kept: Tensor, counts: list[int]) -> TokenPlan:
@@ -212,10 +230,15 @@ def build(name: str, /, **options) -> Selector:
 
     TypeError, ValueError: what the method says of the value of an option.
     """
-    cls = find(name)
+    return made(find(name), **options)
+
+
+def made(cls: type[Selector], /, **options) -> Selector:
+    """A method of this class; errors are those of `build`."""
     known = signature(cls)
     try:
         known.bind(**options)
     except TypeError as error:
-        raise ValueError(f"{name} takes the options {list(known.parameters)}, got {sorted(options)}: {error}") from None
+        raise ValueError(f"{cls.name} takes the options {list(known.parameters)}, got {sorted(options)}: "
+                         f"{error}") from None
     return cls(**options)

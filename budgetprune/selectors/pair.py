@@ -4,17 +4,18 @@ from collections.abc import Sequence
 from inspect import signature
 
 from ..checked import shown
-from .base import Selector, build, find
+from .base import Selector, find, made
 
 
-def methods_of(method, options: dict) -> tuple[Selector, Selector | None]:
+def methods_of(method, options: dict, find=find) -> tuple[Selector, Selector | None]:
     """The method, or the two, that prune() was given: by name, as a Selector, or as a pair of names or of Selectors.
 
-    Of two names each gets the options that it has. ValueError: options beside a Selector, options of neither or of
-    both, or two methods that do not follow each other. TypeError: anything else than names and Selectors.
+    find: gives the class of a name. Of two names each gets the options that it has. ValueError: options beside a
+    Selector, options of neither or of both, or two methods that do not follow each other. TypeError: anything else than
+    names and Selectors.
     """
     if isinstance(method, str) and "+" not in method:
-        return build(method, **options), None
+        return made(find(method), **options), None
     if isinstance(method, Selector):
         _no_options(options)
         return method, None
@@ -24,8 +25,9 @@ def methods_of(method, options: dict) -> tuple[Selector, Selector | None]:
         raise TypeError("method must be a name, a Selector, or a pair of two names or of two Selectors, got "
                         f"{shown(method)}")
     if kinds == {str}:
-        _two([find(name) for name in pair])
-        pair = _built(pair, options)
+        classes = [find(name) for name in pair]
+        _two(classes)
+        pair = _built(classes, options)
     else:
         _no_options(options)
         _two(pair)
@@ -42,15 +44,16 @@ def _two(methods):
                          f"it, in this order, got {names}")
 
 
-def _built(names, options) -> list[Selector]:
-    known = [set(signature(find(name)).parameters) for name in names]
+def _built(classes, options) -> list[Selector]:
+    known = [set(signature(cls).parameters) for cls in classes]
     for option in options:
-        takers = [name for name, own in zip(names, known) if option in own]
+        takers = [cls for cls, own in zip(classes, known) if option in own]
         if len(takers) != 1:
-            raise ValueError(f"{option} must be an option of one method in {'+'.join(names)!r}, it is one of "
-                             f"{len(takers)}; a pair of Selectors says which is meant")
-    return [build(name, **{option: value for option, value in options.items() if option in own})
-            for name, own in zip(names, known)]
+            names = "+".join(cls.name for cls in classes)
+            raise ValueError(f"{option} must be an option of one method in {names!r}, it is one of {len(takers)}; a "
+                             "pair of Selectors says which is meant")
+    return [made(cls, **{option: value for option, value in options.items() if option in own})
+            for cls, own in zip(classes, known)]
 
 
 def _no_options(options):

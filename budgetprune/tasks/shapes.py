@@ -193,7 +193,7 @@ class Shapes(Drawn, Task):
     patch_size: ClassVar[int] = PATCH
     questions: ClassVar[int] = QUESTIONS
     drawings: ClassVar[type[Drawings]] = Scenes
-    base_steps: ClassVar[tuple[int, int]] = (1500, 5000)
+    base_steps: ClassVar[tuple[int, int]] = (1200, 2500)
 
     def __post_init__(self):
         if not 0 <= self.clutter <= 1:

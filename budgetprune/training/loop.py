@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -45,15 +45,20 @@ def is_peft(model) -> bool:
 
 class Report(TrainerCallback):
     """Tells a caller how far training is, takes the noise away when its share of the steps is over, and stops at the
-    end of a step, with a checkpoint, once interrupted() is true in any process; then `stopped` is."""
+    end of a step, with a checkpoint, once interrupted() is true in any process; then `stopped` is.
 
-    def __init__(self, tell: Callable[[int, dict], None] | None, pruner, noise_steps: float, interrupted):
+    sampler: what draws each step's counts, where a call is a whole step.
+    """
+
+    def __init__(self, tell: Callable[[int, dict], None] | None, pruner, noise_steps: float, interrupted, sampler=None):
         self.tell = tell or (lambda step, values: None)
-        self.pruner, self.noise_steps, self.interrupted = pruner, noise_steps, interrupted
+        self.pruner, self.noise_steps, self.interrupted, self.sampler = pruner, noise_steps, interrupted, sampler
         self.stopped = False
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.pruner.set_noise(state.global_step < self.noise_steps)
+        if self.sampler is not None:
+            self.pruner.set_draws(self.sampler, state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.tell(state.global_step, {})
@@ -73,18 +78,24 @@ def in_any_process(flag: bool, device) -> bool:
     return bool(flags)
 
 
-def attach(model: nn.Module, config: TrainConfig) -> tuple[nn.Module, Pruning]:
-    """Prunes `model`, freezes it, opens what `config` trains. Returns (the model to train, its pruning)."""
+def attach(model: nn.Module, config: TrainConfig, whole: Sequence[str] | None = None) -> tuple[nn.Module, Pruning]:
+    """Prunes `model`, freezes it, opens what `config` trains. Returns (the model to train, its pruning).
+
+    whole: names of modules that are trained with all their weights; given, all that is trained is one peft adapter.
+    """
     set_seed(config.seed)
-    pruning = prune(model, config.method, keep=config.k_max, train_keep=(config.k_min, config.k_max), **config.options)
+    pruning = prune(model, config.method, **config.budget, **config.options)
     model.requires_grad_(False)
-    if config.lora_rank == 0:
+    if config.lora_rank == 0 and whole is None:
         model.budget_pruner.requires_grad_(True)
         return model, pruning
     from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules=LORA_TARGETS,
-                      modules_to_save=["budget_pruner"])
+    # Without LoRA the adapter has no layers of its own: peft's name for that.
+    rank, targets = (config.lora_rank, LORA_TARGETS) if config.lora_rank else (1, DUMMY_TARGET_MODULES)
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets,
+                      modules_to_save=["budget_pruner", *(whole or ())])
     return get_peft_model(model, lora), pruning
 
 
@@ -109,7 +120,7 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     if resume and is_finished(out_dir, config):
         return from_pretrained(model, out_dir)
     # What is wrong with the method shows here, before anything of an earlier run is replaced.
-    prune(model, config.method, keep=config.k_max, train_keep=(config.k_min, config.k_max), **config.options).remove()
+    prune(model, config.method, **config.budget, **config.options).remove()
     begin(out_dir, config, resume)
     trained, pruning = attach(model, config)
     arguments = TrainingArguments(
@@ -122,7 +133,7 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     with deferred_interrupts() as interrupted:
-        report = Report(tell, model.budget_pruner, config.noise * config.steps, interrupted)
+        report = Report(tell, model.budget_pruner, config.noise * config.steps, interrupted, config.sampler())
         trainer = PrunerTrainer(trained, arguments, train_dataset=dataset, callbacks=[report],
                                 data_collator=getattr(dataset, "collate", None))
         trainer.remove_callback(PrinterCallback)
@@ -130,6 +141,7 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             trained.eval()
+            model.budget_pruner.set_draws(None)
         if report.stopped:
             raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {config.steps}; "
                                     "the same command goes on from there")

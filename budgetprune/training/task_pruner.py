@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from ..catalog import find
 from ..models.adapter import replace_file
-from ..selectors.base import find
 from ..tasks import Task
 from ..tasks.drawn import drawn
 from .base_model import FIRST, load_base

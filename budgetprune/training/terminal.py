@@ -3,30 +3,38 @@
 import signal
 import sys
 import threading
+import time
 from contextlib import contextmanager
 
 
 @contextmanager
-def deferred_interrupts():
+def deferred_interrupts(*also: int, apart: float = 0.0):
     """Yields interrupted(): whether Ctrl-C came. A step is finished first, for half a step cannot be saved.
 
     A second Ctrl-C interrupts at once. Where signals are not ours to take (another thread, or ignored as under nohup),
     nothing is taken.
+
+    also: signals that ask for the same, such as SIGTERM of a cluster. apart: seconds within which a second one is the
+    first again: a launcher passes on what the terminal has sent to all processes.
     """
-    came, usual = [], signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+    came, usual = [], {number: signal.getsignal(number) for number in (signal.SIGINT, *also)}
+    if threading.current_thread() is not threading.main_thread() or not callable(usual[signal.SIGINT]):
         yield lambda: False
         return
 
-    def first(*_):
-        came.append(True)
-        signal.signal(signal.SIGINT, usual)
+    def asked(number, frame):
+        came.append(time.monotonic())
+        if len(came) > 1 and came[-1] - came[0] >= apart:
+            signal.signal(number, usual[number])
+            signal.raise_signal(number)
 
-    signal.signal(signal.SIGINT, first)
+    for number in usual:
+        signal.signal(number, asked)
     try:
         yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGINT, usual)
+        for number, before in usual.items():
+            signal.signal(number, before)
 
 
 @contextmanager

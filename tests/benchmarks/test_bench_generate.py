@@ -12,7 +12,7 @@ import pytest
 import torch
 from full_models import IMAGE_TOKEN, MODELS, RealModel
 from generate_table import HEAD, generate_table
-from prefill_cost import PackedShape, ideal_share, qwen25_encoder_flops, seen_flops
+from prefill_cost import ideal_share, seen_flops
 from prefill_goals import PrefillGoal
 from prefill_watch import Seen, selection_timed, step_times, tokens_seen
 from published_fastv import PublishedFastV
@@ -20,7 +20,7 @@ from report import markdown
 from tiny import TOKENS, make_batch
 
 import budgetprune
-from budgetprune.cost import VlmShape, decoder_flops, known, prefill_flops
+from budgetprune.cost import VlmShape, decoder_flops, known, prefill_flops, projector_flops, tower_flops
 from budgetprune.models.base import family_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,27 +48,13 @@ def test_flops_of_what_was_seen_are_those_of_the_cost_model(kept, layer):
     assert seen_flops(shape, real, 8, seen, selector_flops=7) > expected
 
 
-@torch.no_grad()
-def test_flops_of_a_packed_encoder_are_those_that_are_counted():
-    from torch.utils.flop_counter import FlopCounterMode
-    from transformers import Qwen2_5_VLConfig
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
-
-    vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 52, "num_heads": 4, "out_hidden_size": 24,
-              "patch_size": 7, "window_size": 28, "fullatt_block_indexes": [1]}
-    vision = Qwen2_5_VLConfig(vision_config=vision).vision_config
-    vision._attn_implementation = "eager"
-    tower = Qwen2_5_VisionTransformerPretrainedModel(vision).eval()
-    with FlopCounterMode(display=False) as counter:
-        tower(torch.randn(8 * 12, 3 * 2 * 7 * 7), torch.tensor([[1, 8, 12]]))
-    assert counter.get_total_flops() == qwen25_encoder_flops(vision, 8 * 12)
-
-
 def test_a_packed_model_costs_its_encoder_what_the_decoder_read_and_one_token_of_the_head():
-    real, seen, decoder = MODELS["qwen2.5-vl-7b"], Seen(), known("llava-1.5-7b").decoder
-    seen.lengths = [100] * decoder.layers
-    expected = 3 * (10**9 + 7 + 2 * decoder.hidden * decoder.vocab + decoder_flops(decoder, 100, attention="causal"))
-    assert seen_flops(PackedShape(decoder, 10**9), real, 3, seen, selector_flops=7) == expected
+    shape, real, seen = known("qwen2.5-vl-7b"), MODELS["qwen2.5-vl-7b"], Seen()
+    seen.lengths = [100] * shape.decoder.layers
+    head = 2 * shape.decoder.hidden * shape.decoder.vocab
+    encoder = tower_flops(shape.tower, [(1, 128, 128)]) + projector_flops(shape, 4096)
+    expected = 3 * (encoder + 7 + head + decoder_flops(shape.decoder, 100, attention="causal"))
+    assert seen_flops(shape, real, 3, seen, selector_flops=7) == expected
 
 
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-1.5-13b", "llava-next-7b"])

@@ -71,9 +71,12 @@ class Page(HTMLParser):
         return [e for e in self.elements if e["tag"] == tag and
                 all(value in e.get(name.rstrip("_"), "").split() for name, value in attributes.items())]
 
-    def rows(self):
-        rows = []
+    def rows(self, section="cells"):
+        """The cells' texts of every row of the table in a section."""
+        rows, home = [], next(e for e in self.elements if e.get("id") == section)
         for element in self.elements:
+            if not inside(element, home):
+                continue
             if element["tag"] == "tr":
                 rows.append([])
             elif element["tag"] in ("td", "th") and rows:

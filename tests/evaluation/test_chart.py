@@ -1,12 +1,14 @@
 """Charts and the sentence above them: every point where the records put it."""
 
+from itertools import combinations
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from sample_run import HOSTILE, RECORDS, cell, inside, report
 
 from budgetprune.evaluation import write_chart_svg
-from budgetprune.evaluation.chart import COLOURS, chart, marker, number, ticks
+from budgetprune.evaluation.chart import COLOURS, DARK, LIGHT, chart, marker, number, ticks
 from budgetprune.evaluation.summary import group_records, headline
 
 
@@ -33,7 +35,7 @@ def test_the_headline_has_a_form_for_every_case(records, sentence, run_dir):
 
 def test_charts_hold_every_point_with_its_interval_and_the_full_model_line(run_dir):
     page = report(run_dir())
-    charts = [e for e in page.all("svg", class_="chart")]
+    charts = [e for e in page.all("svg", class_="chart") if "published" not in e["class"]]
     assert len(charts) == 4  # two axes, each in a wide and a narrow form
     for figure in charts:
         points = [e for e in page.elements if "data-tip" in e and inside(e, figure)]
@@ -93,3 +95,30 @@ def test_sixteen_curves_differ_in_marker_or_colour_and_one_point_can_be_drawn():
     assert "NaN" not in chart(group_records([cell("a", 4, 200, 7)])[0], "prefill_flops").replace("nan", "NaN")
     wide = [cell("a", keep, 100, 10**keep) for keep in (3, 6, 9)]
     assert "nan" not in chart(group_records(wide)[0], "prefill_flops")
+
+
+# Machado et al., 2009, severity 1: what linear RGB looks like to eyes without one kind of cones.
+SEEN = {"all": np.eye(3),
+        "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+        "no blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]]}
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def linear(colour):
+    value = np.array([int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    value = TO_XYZ @ np.clip(rgb, 0, 1) / TO_XYZ.sum(1)
+    x, y, z = np.where(value > 0.008856, np.cbrt(value), 7.787 * value + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("eyes", SEEN)
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_no_two_colours_look_alike_to_any_eyes(palette, eyes):
+    places = [lab(np.array(SEEN[eyes]) @ linear(colour)) for colour in palette]
+    assert len(palette) == COLOURS
+    assert min(np.linalg.norm(a - b) for a, b in combinations(places, 2)) >= 12

@@ -1,13 +1,19 @@
 """Pictures show what was kept, and refuse what they cannot show."""
 
+import base64
+import io
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
-from sample_run import inside, picture, report
+from PIL import Image
+from sample_run import inside, picture, png, report
 
 from budgetprune.evaluation import write_report
-from budgetprune.evaluation.pictures import dim_path
+from budgetprune.evaluation.overlays import note, packed
+from budgetprune.evaluation.pictures import LARGEST, crops, data_uri, dim_path, middle_of
+from budgetprune.selectors import available
 
 
 def test_pictures_show_kept_patches_question_answer_and_verdict(run_dir):
@@ -22,9 +28,10 @@ def test_pictures_show_kept_patches_question_answer_and_verdict(run_dir):
     assert [e["d"] for e in page.all("path", class_="dim") if inside(e, cards[0])] == ["M0 3h4v1h-4z"]
     image = next(e for e in page.all("img") if inside(e, cards[0]))
     assert image["src"].startswith("data:image/png;base64,") and "12 of 16 patches kept by learnt" in image["alt"]
-    wanted, scenes = json.loads(page.all("script")[0]["text"])
-    assert wanted == ["learnt", 12] and [len(s) for s in scenes] == [3, 1]
-    assert [s["right"] for s in scenes[0]] == [True, False, True]
+    data = json.loads(page.all("script")[0]["text"])["pictures"]
+    assert [m["name"] for m in data["methods"]] == ["learnt", "random"] and data["wanted"] == [0, 12]
+    assert [len(s["shots"]) for s in data["scenes"]] == [3, 1]
+    assert [s["right"] for s in data["scenes"][0]["shots"]] == [True, False, True]
     assert all(e.get("alt") for e in page.all("img"))
 
 
@@ -58,3 +65,51 @@ def test_without_pictures_their_section_is_hidden(run_dir):
     page = report(run_dir())
     assert "hidden" in next(e for e in page.all("section") if e["id"] == "pictures")
     assert not page.all("figure", class_="card") and not page.all("figure", class_="hero")
+
+
+def test_positions_are_packed_one_bit_a_patch():
+    for cells, kept in ((9, [0, 8]), (576, range(0, 576, 7)), (1, []), (64, range(64))):
+        raw = base64.b64decode(packed(cells, kept))
+        assert len(raw) == -(-cells // 8)
+        assert [i for i in range(cells) if raw[i // 8] >> i % 8 & 1] == list(kept)
+
+
+def test_every_method_says_what_its_patches_mean():
+    notes = {method: note(method) for method in available()}
+    assert all(notes.values()) and note("a method of another package") == ""
+    assert "first layers read every patch" in notes["fastv"] and "depends on the question" in notes["fastv"]
+    assert "Merges" in notes["tome"] and "Merges" not in notes["divprune"]
+    assert "merges part of what it drops" in notes["sparsevlm"] and "does not depend" in notes["visionzip"]
+
+
+def test_a_picture_larger_than_any_page_is_made_smaller_and_a_small_one_stays_as_it_is(tmp_path):
+    (tmp_path / "small.png").write_bytes(png(16, 12))
+    (tmp_path / "large.png").write_bytes(png(2 * LARGEST, LARGEST))
+
+    def embedded(name):
+        return base64.b64decode(data_uri(tmp_path, name).partition(",")[2])
+    assert embedded("small.png") == png(16, 12)
+    assert Image.open(io.BytesIO(embedded("large.png"))).size == (LARGEST, LARGEST // 2)
+
+
+@pytest.mark.parametrize("size, grid, box", [
+    ((60, 40), (4, 4), (10, 0, 50, 40)), ((40, 60), (4, 4), (0, 10, 40, 50)), ((60, 40), (4, 6), (0, 0, 60, 40)),
+    ((61, 40), (2, 1), (20, 0, 40, 40))])
+def test_where_the_model_sees_the_middle_of_an_image_the_picture_is_that_middle(size, grid, box):
+    image = Image.new("RGB", size)
+    image.paste("red", box)
+    seen = middle_of(image, grid)
+    assert seen.size == (box[2] - box[0], box[3] - box[1])
+    assert seen.getcolors() == [(seen.width * seen.height, (255, 0, 0))]
+
+
+def test_only_a_processor_that_crops_does():
+    for value in (True, False, None):
+        assert crops(SimpleNamespace(image_processor=SimpleNamespace(do_center_crop=value))) is bool(value)
+    assert not crops(SimpleNamespace(tokenizer=None))
+
+
+def test_no_more_than_eight_scenes_of_a_task_are_shown(run_dir):
+    shots = [picture(question=f"{task} {i}", task=task) for i in range(10) for task in ("a", "b")]
+    data = json.loads(report(run_dir(pictures=shots)).all("script")[0]["text"])["pictures"]
+    assert [scene["task"] for scene in data["scenes"]] == ["a", "b"] * 8

@@ -11,7 +11,7 @@ import budgetprune
 
 def shaken(model):
     """A pruned model whose controller is far from its initial state."""
-    budgetprune.prune(model, "adaptive", keep=5, fusion="concat", tau=2.0)
+    budgetprune.prune(model, "adaptive", keep=5, conditioning="concat", tau=2.0)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.budget_pruner.parameters():
@@ -28,7 +28,7 @@ def test_a_saved_pruner_prunes_the_same(tmp_path):
     fresh = make_llava()
     pruning = budgetprune.from_pretrained(fresh, tmp_path)
     assert torch.equal(fresh(**batch).logits, expected)
-    assert pruning.selector.options()["fusion"] == "concat"
+    assert pruning.selector.options()["conditioning"] == "concat"
     pruning.set_keep(2)
     fresh(**batch)
     assert pruning.plan.counts() == [2, 2]
@@ -48,7 +48,7 @@ def test_a_pruner_for_another_model_is_refused_and_leaves_it_unpruned(tmp_path):
     model = shaken(make_llava())
     budgetprune.Pruning(model).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "budgetprune_config.json").read_text())
-    config["options"]["fusion"] = "add"
+    config["options"]["conditioning"] = "add"
     (tmp_path / "budgetprune_config.json").write_text(json.dumps(config))
     other = make_llava()
     with pytest.raises(ValueError, match="was trained for another model"):
@@ -124,7 +124,7 @@ def test_lora_and_pruner_live_in_one_adapter(tmp_path):
     assert any("lora_" in name for name in saved) and any("budget_pruner" in name for name in saved)
 
     fresh = make_llava()
-    budgetprune.prune(fresh, "adaptive", keep=5, fusion="concat", tau=2.0)
+    budgetprune.prune(fresh, "adaptive", keep=5, conditioning="concat", tau=2.0)
     loaded = PeftModel.from_pretrained(fresh, tmp_path).eval()
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, expected)

@@ -8,6 +8,7 @@ from families import make_inputs, make_model
 from torch.utils.flop_counter import FlopCounterMode
 
 import budgetprune
+from budgetprune.models import notice
 
 
 @pytest.fixture
@@ -68,3 +69,11 @@ def test_nothing_is_said_where_nobody_listens_or_nothing_is_dropped(caplog):
     with budgetprune.prune(model, "uniform", keep=100):
         model(**inputs)
     assert not caplog.records
+
+
+def test_of_a_decoder_whose_cost_is_not_known_the_count_is_said(said):
+    from types import SimpleNamespace
+
+    pruner = SimpleNamespace(told=False, selector=SimpleNamespace(name="uniform"))
+    notice.tell(pruner, SimpleNamespace(model_type="other", kv_lora_rank=8), 1, 16, 4, [20], [8])
+    assert said() == ["uniform kept 4 of 16 image tokens"] and pruner.told

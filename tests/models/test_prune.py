@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import IMAGE_TOKEN, TOKENS, make_batch, make_llava
+from tiny import IMAGE_TOKEN, TOKENS, make_batch, make_llava, state_of
 
 import budgetprune
 from budgetprune.models.attention import NAME
@@ -12,12 +12,6 @@ from budgetprune.selectors.base import find
 
 METHODS = budgetprune.methods()
 VISION = [name for name in METHODS if name != "none" and find(name).place == "vision"]
-
-
-def state_of(model):
-    """Everything that a pruner could leave behind, of every module."""
-    return [(name, sorted(k for k in module.__dict__ if k != "training"), id(getattr(module, "config", None)),
-             len(module._forward_pre_hooks), len(module._forward_hooks)) for name, module in model.named_modules()]
 
 
 def hand_built(model, batch, plan, positions):

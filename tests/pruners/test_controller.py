@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from budgetprune.pruners import BudgetEmbedding, VisionTokenController
+from budgetprune.pruners.controller import CONDITIONINGS
 
 B, N, C = 3, 16, 8
 KEY = torch.tensor([1, 0])
@@ -68,29 +69,56 @@ def test_inference_keeps_the_largest_logits_and_training_draws():
         controller(features(), 5)
 
 
-@pytest.mark.parametrize("fusion", ["add", "concat", "cross", "none"])
-def test_the_budget_changes_the_order_of_the_logits_unless_it_is_left_out(fusion):
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_the_budget_changes_the_order_of_the_logits_unless_it_is_left_out(conditioning):
     torch.manual_seed(0)
-    controller = VisionTokenController(C, N, fusion=fusion, hidden_dim=32)
+    controller = VisionTokenController(C, N, conditioning=conditioning, hidden_dim=32)
     x = features()
     low, high = (controller.logits(x, torch.full((B,), b)) for b in (0.1, 0.9))
-    if fusion == "none":
+    if conditioning == "none":
         assert torch.equal(low, high)
     else:
         shift = (low - high) - (low - high).mean(1, keepdim=True)
         assert shift.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("fusion", ["add", "concat", "cross"])
+@pytest.mark.parametrize("conditioning", ["add", "concat", "dot", "cross"])
 @pytest.mark.parametrize("estimator", ["race", "fermi", "softmax"])
-def test_every_parameter_gets_a_gradient(fusion, estimator):
-    controller = VisionTokenController(C, N, fusion=fusion, estimator=estimator)
+def test_every_parameter_gets_a_gradient(conditioning, estimator):
+    controller = VisionTokenController(C, N, conditioning=conditioning, estimator=estimator)
     worth = torch.randn(B, N, generator=torch.Generator().manual_seed(2))
     (controller(features(), [2, 5, 9], key=KEY).gate * worth).sum().backward()
     for name, parameter in controller.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert controller.head[0].weight.grad.abs().max() > 0
     assert controller.budget.mlp[0].weight.grad.abs().max() > 0
+
+
+def test_a_dot_product_of_budget_and_patch_is_added_to_the_logit():
+    torch.manual_seed(0)
+    controller = VisionTokenController(C, N, conditioning="dot")
+    x, share = features(), torch.tensor([0.1, 0.5, 0.9])
+    patches, embedded = controller.norm(x), controller.budget(share)
+    weight = controller.meet.weight.double()
+    for b in range(B):
+        for n in range(N):
+            own = controller.head(patches[b, n])[0] + controller.position[n]
+            dot = embedded[b].double() @ (weight @ patches[b, n].double()) / C ** 0.5
+            assert float(controller.logits(x, share)[b, n]) == pytest.approx(float(own + dot), abs=1e-5)
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize("state_dim", [None, 5])
+def test_a_state_of_the_encoder_takes_the_place_of_the_embedding(conditioning, state_dim):
+    torch.manual_seed(0)
+    controller = VisionTokenController(C, N, fusion="encoder", conditioning=conditioning, state_dim=state_dim)
+    x, state = features(), torch.randn(B, state_dim or C, requires_grad=True)
+    low, high = (controller.logits(x, torch.full((B,), share), state=state) for share in (0.1, 0.9))
+    assert torch.equal(low, high), "the budget is in the state, and nowhere else"
+    out = controller(x, [2, 5, 9], key=KEY, state=state)
+    assert out.gate.sum(1).tolist() == [2, 5, 9]
+    (out.gate * torch.randn(B, N)).sum().backward()
+    assert (state.grad is None) == (conditioning == "none")
 
 
 def test_bad_arguments_are_refused():
@@ -100,7 +128,8 @@ def test_bad_arguments_are_refused():
                              ({"tau": "x"}, "tau must be a number, got 'x'"),
                              ({"use_cls": 1}, "use_cls must be True or False, got 1"),
                              ({"hidden_dim": -3}, "hidden_dim must be at least 1, got -3"),
-                             ({"fusion": "sum"}, "fusion must be one of"),
+                             ({"fusion": "add"}, "fusion must be one of 'post', 'encoder', got 'add'"),
+                             ({"conditioning": "sum"}, "conditioning must be one of"),
                              ({"estimator": "reinmax"}, "estimator must be one of")):
         with pytest.raises((TypeError, ValueError), match=match):
             VisionTokenController(C, N, **arguments)

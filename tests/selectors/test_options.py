@@ -30,7 +30,8 @@ def test_every_option_of_every_method_is_asked():
         "fastv.layer", "dart.pivots", "pyramiddrop.at", "sparsevlm.at", "sparsevlm.recycle", "tome.rounds",
         "prumerge.neighbours", "prumerge.order", "prumerge_plus.neighbours", "cdpruner.negate",
         "visionzip.dominant_share", "vispruner.per_round", "adaptive.tau", "adaptive.use_cls", "adaptive.estimator",
-        "adaptive.fusion", "adaptive.hidden_dim", "adaptive_query.query_dim"}
+        "adaptive.fusion", "adaptive.conditioning", "adaptive.token_position", "adaptive.hidden_dim",
+        "adaptive_query.query_dim"}
 
 
 @pytest.mark.parametrize("method, name, value", CASES)
@@ -77,7 +78,8 @@ def test_the_error_says_what_was_wanted_and_what_came(method, options, error, ma
     ("fastv", {"depth": 3}, r"fastv takes the options \['layer'\], got \['depth'\]: .*unexpected keyword.*'depth'"),
     ("fastv", {"name": "x"}, r"fastv takes the options \['layer'\], got \['name'\]"),
     ("uniform", {"layer": 3}, r"uniform takes the options \[\], got \['layer'\]"),
-    ("adaptive_query", {"depth": 3, "tau": 1.0}, r"takes the options \['tau', .*'query_dim'\], got \['depth', 'tau'\]"),
+    ("adaptive_query", {"depth": 3, "tau": 1.0},
+     r"takes the options \['tau', .*'query_dim', .*\], got \['depth', 'tau'\]"),
 ])
 def test_an_option_of_an_unknown_name_is_told_the_known(method, options, match):
     with pytest.raises(ValueError, match=match):

@@ -113,7 +113,7 @@ def test_lora_is_trained_with_the_pruner_and_saved_in_one_adapter(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, error, match", [
-    ({"method": "uniform"}, ValueError, r"method must be a trained one \(adaptive, adaptive_query\), got uniform"),
+    ({"method": "uniform"}, ValueError, r"method must be a trained one \(adaptive, adaptive_query, .*\), got uniform"),
     ({"method": "nope"}, ValueError, "unknown method 'nope'; known: adaptive"),
     ({"method": None}, TypeError, "method must be a name of a method, got None"),
     ({"options": {"tau": "x"}}, TypeError, "tau must be a number, got 'x'"),

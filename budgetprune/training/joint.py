@@ -1,0 +1,226 @@
+"""Trains what spares tokens and what spares layers in one loop, on the language-model loss alone."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, TrainingArguments, set_seed
+
+from ..cost import VlmShape
+from ..models import DepthPruning, Pruning, depth_from_pretrained, from_pretrained, prune, prune_depth
+from ..models.adapter import replace_file
+from ..models.base import family_of
+from .joint_config import JointConfig
+from .loop import LOG, LORA_TARGETS, PrunerTrainer, Report, last_checkpoint
+from .terminal import deferred_interrupts
+
+CONFIG, TUNED = "train_config.json", "tuned_model.safetensors"
+OURS = ("budget_pruner.", "budget_depth.")
+log = logging.getLogger(__name__)
+
+
+class JointTrainer(PrunerTrainer):
+    """Saves and restores what is trained and nothing else; the model's own weights have their own learning rate."""
+
+    model_learning_rate = 0.0
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            ours, others = [], []
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    (ours if name.startswith(OURS) else others).append(parameter)
+            groups = [{"params": ours}, {"params": others, "lr": self.model_learning_rate}]
+            self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]],
+                                               lr=self.args.learning_rate, weight_decay=self.args.weight_decay)
+        return self.optimizer
+
+    def _save(self, output_dir=None, state_dict=None):
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / TUNED, trained_weights(self.accelerator.unwrap_model(self.model)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        load_trained(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / TUNED)
+
+
+class JointReport(Report):
+    """Draws the pair of every step."""
+
+    def __init__(self, model, draw, tell, noise_steps, interrupted):
+        super().__init__(tell, None, noise_steps, interrupted)
+        self.model, self.draw = model, draw
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        spend(self.model, self.draw(state.global_step))
+        for name in ("budget_pruner", "budget_depth"):
+            if name in self.model._modules:
+                getattr(self.model, name).set_noise(state.global_step < self.noise_steps)
+
+
+def spend(model: nn.Module, pair) -> None:
+    """Sets a pair (JointChoice) as the budgets of a model whose tokens, layers or both are pruned."""
+    if "budget_pruner" in model._modules:
+        model.budget_pruner.set_keep(pair.keep)
+    if "budget_depth" in model._modules:
+        scheduler = model.budget_depth.scheduler  # in form "heads" a layer is so many units
+        model.budget_depth.set_budget(pair.layers * scheduler.always // scheduler.prefix)
+
+
+def attach(model: nn.Module, config: JointConfig) -> tuple[Pruning | None, DepthPruning | None]:
+    """Prunes tokens and layers of `model`, which keeps everything at first, and opens what `config` trains."""
+    set_seed(config.seed)
+    family = family_of(model)
+    model.requires_grad_(False)
+    if config.tune == "lora":  # first: what is hooked must be the layers that there are in the end
+        from peft import LoraConfig, inject_adapter_in_model
+
+        inject_adapter_in_model(LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank,
+                                           target_modules=LORA_TARGETS), model)
+    elif config.tune == "full":
+        parts = [family.decoder(model), model.get_output_embeddings()]
+        parts += [family.projector(model)] if family.before_projector else []
+        for part in parts:
+            part.requires_grad_(True)
+    tokens = config.method and prune(model, config.method, keep=1.0, **config.options)
+    depth = config.depth and prune_depth(model, config.depth, budget=1.0, seed=config.seed, **config.depth_options)
+    return tokens, depth
+
+
+def train_joint(model: nn.Module, dataset, out_dir, config: JointConfig, *, resume: bool = True,
+                tell: Callable[[int, dict], None] | None = None) -> tuple[Pruning | None, DepthPruning | None]:
+    """Trains what `config` names for `model`, and leaves the model pruned with it, all tokens and layers kept.
+
+    Gates act inside attention (tokens) and on layers; the loss is the language model's alone, since every step keeps
+    exactly what its budget pays for. Interrupted or killed, the same call goes on from the last whole checkpoint with
+    the same result; finished, it only loads. LoRA and tuned weights change `model` itself.
+
+    Args:
+        model: a LLaVA or LLaVA-NeXT, whose cost is known by formula.
+        dataset: map-style; items are forward arguments with labels, one answer each, item i always the same.
+        out_dir: for the pruners' files, tuned_model.safetensors, train_config.json, train_log.jsonl.
+        resume: False begins anew. tell: called with (step, values).
+
+    ValueError: `out_dir` holds a run with another configuration, or the budgets do not pay for anything.
+    """
+    out_dir = Path(out_dir)
+    if resume and is_finished(out_dir, config):
+        return joint_from_pretrained(model, out_dir)
+    shape = VlmShape.from_config(model.config)
+    begin(out_dir, config, resume)
+    tokens, depth = attach(model, config)
+    prefix = depth.scheduler.prefix if depth else shape.decoder.layers
+    try:
+        config.pairs(shape, config.share_min, prefix)
+    except ValueError as error:
+        raise ValueError(f"share_min must be larger: {error}") from error
+    arguments = TrainingArguments(
+        output_dir=str(out_dir / "checkpoints"), max_steps=config.steps, per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=int(config.warmup * config.steps),
+        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed, logging_steps=10,
+        save_steps=config.save_every, save_total_limit=2, remove_unused_columns=False, report_to=[],
+        disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available())
+    checkpoint = last_checkpoint(out_dir / "checkpoints")
+    if checkpoint:
+        log.info("resuming from %s", checkpoint)
+    with deferred_interrupts() as interrupted:
+        report = JointReport(model, lambda step: config.drawn(shape, step, prefix), tell, config.noise * config.steps,
+                             interrupted)
+        trainer = JointTrainer(model, arguments, train_dataset=dataset, callbacks=[report],
+                               data_collator=getattr(dataset, "collate", None))
+        trainer.model_learning_rate = config.model_learning_rate
+        trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            model.eval()
+        if report.stopped:
+            raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {config.steps}; "
+                                    "the same command goes on from there")
+    keep_everything(tokens, depth)
+    finish(trainer, tokens, depth, out_dir)
+    return tokens, depth
+
+
+def keep_everything(tokens, depth) -> None:
+    for pruning, everything in ((tokens, "set_keep"), (depth, "set_budget")):
+        if pruning is not None:
+            getattr(pruning, everything)(1.0)
+
+
+def joint_from_pretrained(model: nn.Module, folder) -> tuple[Pruning | None, DepthPruning | None]:
+    """A model as train_joint left it in `folder`: its tuned weights or LoRA, and what spares tokens and layers.
+
+    FileNotFoundError: no finished run there. ValueError: it is of another model.
+    """
+    folder = Path(folder)
+    if not (folder / LOG).is_file():
+        raise FileNotFoundError(f"no finished run of tokens and layers in {folder}")
+    config = JointConfig.read(folder / CONFIG)
+    for pruning in attach(model, config):
+        if pruning:
+            pruning.remove()
+    if config.tune != "frozen":
+        load_trained(model, folder / TUNED)
+    model.requires_grad_(False).eval()
+    return (config.method and from_pretrained(model, folder), config.depth and depth_from_pretrained(model, folder))
+
+
+def trained_weights(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trained(model: nn.Module, path: Path) -> None:
+    """Reads weights that were trained into the model. ValueError: it has others."""
+    from safetensors.torch import load_file
+
+    weights, own = load_file(path), dict(model.named_parameters())
+    wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+    if wrong:
+        raise ValueError(f"{path} is of another model: {wrong[0]} does not fit")
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)
+
+
+def write(path: Path, weights: dict) -> None:
+    from safetensors.torch import save_file
+
+    replace_file(path, lambda aside: save_file(weights, aside, {"format": "pt"}))
+
+
+def is_finished(out_dir: Path, config: JointConfig) -> bool:
+    """Whether `out_dir` holds the result of a whole run with this configuration."""
+    return (out_dir / LOG).is_file() and JointConfig.read(out_dir / CONFIG) == config
+
+
+def begin(out_dir: Path, config: JointConfig, resume: bool) -> None:
+    """Makes `out_dir` ready: the same run goes on, an unwanted one makes way, another one is refused."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    written = out_dir / CONFIG
+    if resume and written.is_file() and JointConfig.read(written) != config:
+        raise ValueError(f"{out_dir} holds a run with another configuration ({written}); "
+                         "choose another folder, or begin anew with resume=False (--no-resume)")
+    if not resume:
+        shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+    # The log is the seal of a finished run, so it goes first here and is written last.
+    for old in [out_dir / LOG, out_dir / TUNED, *out_dir.glob("budgetprune_*"), *out_dir.glob("depth_*")]:
+        old.unlink(missing_ok=True)
+    replace_file(written, lambda path: path.write_text(config.to_json()))
+
+
+def finish(trainer, tokens, depth, out_dir: Path) -> None:
+    """Writes the result, then its log, then removes the checkpoints."""
+    for pruning in (tokens, depth):
+        if pruning is not None:
+            pruning.save_pretrained(out_dir)
+    tuned = {name: value for name, value in trained_weights(trainer.model).items() if not name.startswith(OURS)}
+    if tuned:
+        write(out_dir / TUNED, tuned)
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    replace_file(out_dir / LOG, lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+    shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)

@@ -1,0 +1,41 @@
+"""Every block of docs/depth.md runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from budgetprune import tasks
+from budgetprune.cli import app
+from budgetprune.evaluation.run import prepare
+from budgetprune.training import load_base
+
+PAGE = (Path(__file__).parents[1] / "docs/depth.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+@torch.no_grad()
+def test_the_lines_of_python_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    model, processor = load_base()
+    first, second = blocks("python")
+    exec(first, {"model": model, "inputs": prepare(processor, tasks.build("digits").samples("test", 2, 0), model)})
+    assert "True" in capsys.readouterr().out and not {"budget_pruner", "budget_depth"} & model._modules.keys()
+    exec(second, {})
+
+
+@pytest.mark.parametrize("line", "".join(blocks("sh")).splitlines())
+def test_the_commands_run(line, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command, *arguments = shlex.split(line)
+    if "--steps" in arguments:
+        arguments[arguments.index("--steps") + 1] = "1"
+        arguments += ["--batch-size", "2"]
+    result = CliRunner().invoke(app, arguments)
+    assert command == "budgetprune" and result.exit_code == 0, result.output

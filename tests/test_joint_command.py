@@ -1,0 +1,43 @@
+"""budgetprune joint and train-joint."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from budgetprune.cli import app
+from budgetprune.cost import KNOWN, joint_budget
+
+
+def test_joint_lists_what_a_budget_pays_for_and_marks_the_policies():
+    result = CliRunner().invoke(app, ["joint", "--flops", "0.5"])
+    assert result.exit_code == 0, result.output
+    for policy in ("balanced", "tokens", "layers"):
+        pair = joint_budget(KNOWN["llava-1.5-7b"], 0.5, 64, prefix=16, policy=policy)
+        row = next(line for line in result.output.splitlines() if policy in line and "of 32" in line)
+        assert f"{pair.layers} of 32" in row and str(pair.keep) in row
+    amount = CliRunner().invoke(app, ["joint", "--flops", "2e12", "--prefix", "20"])
+    assert amount.exit_code == 0 and "20 of 32" in amount.output
+
+
+def test_a_budget_that_does_not_suffice_is_named():
+    result = CliRunner().invoke(app, ["joint", "--flops", "0.01"])
+    assert isinstance(result.exception, ValueError) and "flops must pay for 1 image tokens" in str(result.exception)
+
+
+LAYERS, TOKENS, TUNED = "depth_config.json", "budgetprune_config.json", "tuned_model.safetensors"
+
+
+@pytest.mark.parametrize("arguments, wanted", [
+    (["--form", "heads", "--tune", "lora"], {LAYERS, TOKENS, TUNED}),
+    (["--method", "none", "--tune", "frozen", "--share-min", "0.5"], {LAYERS}),
+    (["--depth", "none"], {TOKENS, TUNED}),
+])
+def test_train_joint_writes_what_it_was_asked_for(tmp_path, arguments, wanted):
+    result = CliRunner().invoke(app, ["train-joint", "--out", str(tmp_path), "--steps", "1", "--batch-size", "2",
+                                      *arguments])
+    assert result.exit_code == 0, result.output
+    files = {path.name for path in tmp_path.iterdir()}
+    assert wanted <= files and "train_log.jsonl" in files
+    assert files & {LAYERS, TOKENS, TUNED} == wanted
+    assert json.loads((tmp_path / "train_config.json").read_text())["steps"] == 1
