@@ -14,6 +14,7 @@ from .tasks import find as find_task
 from .tasks.drawn import Drawn
 from .training.base_model import FIRST, LOG, load_base
 from .training.config import TrainConfig
+from .training.task_pruner import train_task_pruner
 
 BUDGETS = (4, 8, 12, 16, 24, 32)
 TRAIN = TrainConfig()
