@@ -11,6 +11,16 @@ import budgetprune
 from budgetprune.models import notice
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """The command line silences this logger in its process, and so in other tests."""
+    logger = logging.getLogger("budgetprune.models.notice")
+    before = logger.level
+    logger.setLevel(logging.NOTSET)
+    yield
+    logger.setLevel(before)
+
+
 @pytest.fixture
 def said(caplog):
     caplog.set_level(logging.INFO, logger="budgetprune")
