@@ -46,7 +46,8 @@ def measured(model, processor, config, arm: str, share: float, images: int, batc
     right = scores(model, processor, images=images)
     inputs = prepare(processor, tasks.build("digits").samples("test", batch, TEST_SEED), model)
     return cell | {"keep": pair.keep, "layers": pair.layers, "flops": pair.flops, "of_full": pair.share,
-                   "accuracy": sum(right) / len(right), "ci95": list(interval(right)), "batch": batch,
+                   "accuracy": sum(right) / len(right), "ci95": list(interval(right, [i * images // len(right) for i in range(len(right))])),
+                   "batch": batch,
                    "prefill_ms": measure.prefill_ms(model, inputs)}
 
 

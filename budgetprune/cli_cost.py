@@ -94,6 +94,8 @@ def _budgets(name, shape, keep, method, text, image, crops, batch, on):
         if chosen.fixed_count:
             from .compress import priced
 
+            if not shape.projector.selects_before:
+                raise ValueError(f"{method} stands between tower and projector, where {name} has no place for it")
             if seen.crops not in (None, 1):
                 raise ValueError(f"crops must be 1 with {method}, which compresses one grid of patches, got "
                                  f"{seen.crops}")

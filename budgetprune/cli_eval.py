@@ -131,6 +131,8 @@ class _Asked:
         from . import tasks
 
         self.task = tasks.build(entry.name, **tasks.parse_options(entry.name, entry.options))
+        if isinstance(self.task, tasks.drawn.Drawn):
+            self.kind = (self.name,)  # its model knows its words only
         if self.task.size is not None:
             self.task.samples("test", self.config.samples or self.task.size, self.config.seed)
         return self.task.label

@@ -46,13 +46,15 @@ def ablate(vary: Annotated[list[str], typer.Option(help="name=value,value of a s
            workers: Annotated[int | None, typer.Option(help="Trainings at a time; default: one per core.")] = None,
            out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("runs/ablate")):
     """Train a pruner under several settings, one changed at a time, with several seeds each; compare them."""
+    from .catalog import find
     from .study import differences, one_at_a_time, run_trials, summarise, trials_of
     from .study.trials import with_setting
     from .training.config import TrainConfig
 
     fixed = {name: values[0] for name, values in varied(base or []).items()}
-    config = with_setting(TrainConfig(method=method, steps=steps), fixed)
-    counts = [whole("budgets", k) for k in listed("budgets", budgets)]
+    config = with_setting(TrainConfig(steps=steps), {"method": method, **fixed})
+    # A method with one count is measured at it.
+    counts = [config.k_max] if find(method).fixed_count else [whole("budgets", k) for k in listed("budgets", budgets)]
     trials = trials_of(one_at_a_time(varied(vary)), config, seeds, counts, samples=samples, task=task)
     with progress("trials", len(trials)) as tell:
         run_trials(trials, out, workers=workers, tell=lambda done, total, note: tell(done, note, total))

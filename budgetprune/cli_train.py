@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_output import Out, Resume, console, listed, training, whole
+from .cli_output import Out, Resume, console, training
 
 REAL, METHOD = "Conversations", "The method"
 # What fits a model of 576 image tokens, where the digits' own would not.
@@ -52,7 +52,7 @@ def train(ctx: typer.Context, out: Out = Path("runs/pruner"),
           learning_rate: Annotated[float, typer.Option(help="Peak, of the pruner; with --data 0.001.")] = 3e-3,
           k_sampling: Annotated[str, typer.Option(help="How counts are drawn: uniform, log_uniform or from a "
                                                        "list.")] = "uniform",
-          k_counts: Annotated[str, typer.Option(help="The list, with commas.")] = "",
+          k_counts: Annotated[list[int], typer.Option(help="A count of the list; repeatable.")] = (),
           k_per_sample: Annotated[bool, typer.Option(help="Each sample of a step draws its own count; with --data "
                                                           "unless told otherwise.")] = False,
           keep: Annotated[int | None, typer.Option(help="The one count of a method that is made for one.")] = None,
@@ -95,14 +95,15 @@ def train(ctx: typer.Context, out: Out = Path("runs/pruner"),
 
     given = {name for name in ctx.params if ctx.get_parameter_source(name).name != "DEFAULT"}
     flags = {p.name: (ctx.params[p.name], p.default) for p in ctx.command.params if p.name in FLAGS}
-    counts = [whole("k_counts", k) for k in listed("k_counts", k_counts)] if k_counts else ()
     settings = {"method": method, "options": options_of(method, option or [], flags), "k_min": k_min, "k_max": k_max,
-                "k_sampling": k_sampling, "k_counts": counts, "k_per_sample": k_per_sample, "steps": steps,
+                "k_sampling": k_sampling, "k_counts": tuple(k_counts), "k_per_sample": k_per_sample, "steps": steps,
                 "seed": seed, "batch_size": batch_size, "learning_rate": learning_rate, "noise": noise,
                 "lora_rank": lora_rank, "save_every": save_every}
     if data is not None:
         settings |= {name: value for name, value in REAL_DEFAULTS.items() if name not in given}
     if keep is not None:
+        if twice := sorted(given & {"k_min", "k_max", "k_counts", "k_sampling"}):
+            raise ValueError(f"keep must come without {twice[0]}, got both")
         settings |= {"k_min": keep, "k_max": keep}
     if data is None:
         needless = sorted(given & {p.name for p in ctx.command.params if getattr(p, "rich_help_panel", None) == REAL})

@@ -12,7 +12,7 @@ from .evaluation.run import EvalConfig, evaluate
 from .selectors import available
 from .tasks import find as find_task
 from .tasks.drawn import Drawn
-from .training.base_model import FIRST, LOG, load_base
+from .training.base_model import CHECKPOINTS, FIRST, LOG, load_base
 from .training.config import TrainConfig
 from .training.task_pruner import train_task_pruner
 
@@ -40,7 +40,8 @@ def train_pruners(out, config: TrainConfig = TRAIN, *, task: str = FIRST, resume
 
 def small_tasks() -> list[str]:
     """The names of the tasks whose small LLaVA comes with the package."""
-    return [name for name in tasks.available() if issubclass(find_task(name), Drawn)]
+    return [name for name in tasks.available() if issubclass(find_task(name), Drawn)
+            and (CHECKPOINTS / f"{name}-llava").is_dir()]
 
 
 def measure(out, pruners: dict[str, Path], *, task: str = FIRST, samples: int = 768, latency_batch: int = 32,

@@ -2,16 +2,19 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conversation_files import digits_rows
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 # A reader has minutes, a test has seconds: the same commands with less to do.
-SMALLER = {"train": ["--steps", "2", "--batch-size", "4"], "eval": ["--samples", "2", "--latency-batch", "0"]}
+SMALLER = {"train": ["--steps", "2", "--batch-size", "4"], "eval": ["--samples", "2", "--latency-batch", "0"],
+           "ablate": ["--seeds", "1", "--steps", "1", "--set", "batch_size=2", "--samples", "6", "--workers", "1"]}
 NOT_OURS = ("pip ", "make ")
 
 
@@ -48,8 +51,16 @@ def test_python_blocks_run_one_after_the_other(monkeypatch, tmp_path):
 
 def test_shell_blocks_run(monkeypatch, tmp_path, capfd):
     from budgetprune.cli import main
+    from budgetprune.evaluation import load
+    from budgetprune.training import load_base
 
     monkeypatch.chdir(tmp_path)
+    digits_rows(tmp_path)
+    (tmp_path / "data.json").rename("llava_v1_5_mix665k.json")
+    (tmp_path / "images").rename("data")
+    real = load.load_model
+    monkeypatch.setattr(load, "load_model", lambda name, dtype=None:
+                        load_base() if name == "llava-hf/llava-1.5-7b-hf" else real(name, dtype))
     ran = 0
     for line in "".join(blocks("sh")).splitlines():
         command = line.split("#")[0].strip()
@@ -57,7 +68,11 @@ def test_shell_blocks_run(monkeypatch, tmp_path, capfd):
             continue
         arguments = shlex.split(command)
         assert arguments[0] == "budgetprune"
-        monkeypatch.setattr(sys, "argv", arguments + SMALLER.get(arguments[1], []))
+        if arguments[1] == "compare":  # two runs of one's own
+            for name in arguments[2:]:
+                shutil.copytree("runs/eval", name)
+        in_process = ["--workers", "0"] if "--data" in arguments else []
+        monkeypatch.setattr(sys, "argv", arguments + SMALLER.get(arguments[1], []) + in_process)
         try:
             main()
         except SystemExit as leave:

@@ -3,7 +3,7 @@
 import base64
 from html import escape
 
-from ..selectors.base import find
+from ..catalog import find
 from .pictures import Picture, data_uri, dim_path, is_coarse
 from .summary import FULL
 
@@ -68,6 +68,8 @@ def note(method: str) -> str:
         cls = find(method)
     except ValueError:
         return ""
+    if cls.fixed_count:
+        return "Makes its tokens of all patches; none is kept as it is."
     said = ("Acts inside the language model: its first layers read every patch, those kept are what is left for the "
             "last." if cls.place == "llm" else "The language model reads the kept patches only.")
     if cls.merges:

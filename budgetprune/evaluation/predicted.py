@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 
+from ..catalog import build, find
 from ..cost import Device, VlmShape, prefill_flops, table
-from ..selectors import build
-from ..selectors.base import find
 from . import record as records_file
 from .record import Record, latest
 from .summary import FULL

@@ -65,7 +65,7 @@ def run_paper(out, *, tasks: Sequence[str], seeds: int = 5, steps: int = 150, sa
         pruners = train_pruners(folder, TrainConfig(steps=2 * steps), task=task,
                                 tell=lambda method, step, values, task=task:
                                 tell(f"{task}: training {method}", step, 2 * steps, ""))
-        measure(folder, pruners, task=task, samples=samples, latency_batch=0,  # several run at a time
+        measure(folder, pruners, task=task, samples=samples, latency_batch=0,  # the figures here are FLOPs
                 tell=lambda cell, done, total, task=task: tell(f"{task}: evaluating", done, total, cell))
         pages[task] = [asdict(r) for r in read(folder / "records.jsonl")]
     result = {

@@ -109,6 +109,10 @@ def run_trials(trials: Sequence[Trial], out, *, workers: int | None = None,
     out, tell = Path(out), tell or (lambda done, total, name: None)
     cores = os.cpu_count() or 1
     workers = integer("workers", workers or (1 if torch.cuda.is_available() else cores), 1)
+    for trial in trials:
+        if (written := trial.folder(out) / "pruner" / "train_config.json").is_file():
+            if TrainConfig.read(written) != trial.config:
+                raise ValueError(f"{written} is of a run with another configuration; choose another folder with out")
     waiting = [trial for trial in trials if len(trial.records(out)) < len(set(trial.budgets))]
     tell(len(trials) - len(waiting), len(trials), "")
     if not waiting:
@@ -140,6 +144,7 @@ def run_trials(trials: Sequence[Trial], out, *, workers: int | None = None,
         for process in team:
             if process.is_alive() and finished < len(trials):
                 os.kill(process.pid, signal.SIGINT)
+        todo.cancel_join_thread()  # what nobody will read must not hold up the end
         for process in team:
             process.join()
 

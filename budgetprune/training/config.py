@@ -91,4 +91,8 @@ class TrainConfig:
 
     @classmethod
     def read(cls, path) -> "TrainConfig":
-        return cls(**json.loads(Path(path).read_text()))
+        """ValueError: the file is of another kind of run."""
+        try:
+            return cls(**json.loads(Path(path).read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not of a run that trains a pruner: {error}") from error

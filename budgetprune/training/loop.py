@@ -183,5 +183,5 @@ def finish(trainer, trained, out_dir: Path, config: TrainConfig) -> None:
         trained.save_pretrained(out_dir)
     save_pretrained(trained.get_base_model() if is_peft(trained) else trained, out_dir)
     rows = [row for row in trainer.state.log_history if "loss" in row]
-    (out_dir / LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replace_file(out_dir / LOG, lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in rows)))
     shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PrinterCallback, TrainingArguments
 
+from ..catalog import build
 from ..models import Pruning, from_pretrained, prune
 from ..models.adapter import replace_file
 from ..models.base import family_of
@@ -138,11 +139,16 @@ def refuse_another(out_dir: Path, config: RunConfig) -> None:
 def check_model(model: nn.Module, config: RunConfig) -> None:
     """Says what is wrong with model and method before anything of an earlier run is replaced."""
     family, own = family_of(model), config.pruner
-    if family.prefix_lm:
+    method = build(own.method, **{name: value for name, value in own.options.items()
+                                  if name not in ("positions", "seed")})
+    if family.prefix_lm and method.acts_on == "attention":
         raise ValueError(f"model must have causal attention, in which gates act: {type(model).__name__}'s prompt sees "
                          "itself in both directions")
     prune(model, own.method, **own.budget, **own.options).remove()
     if config.train_projector:
+        if method.fixed_count and method.options().get("train_projector"):
+            raise ValueError(f"train_projector must be False for {own.method}, which trains a projector of its own, or "
+                             "the method's option train_projector must be")
         projector_name(model)
 
 

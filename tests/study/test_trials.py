@@ -51,11 +51,17 @@ def test_trials_run_side_by_side_and_are_taken_over_afterwards(tmp_path):
     assert told[-1] == (2, 2, "") and all(path.read_bytes() == old for path, old in written.items())
 
 
-def test_a_trial_that_fails_says_why(tmp_path):
+def test_a_folder_of_another_setting_is_refused(tmp_path):
     trial = Trial("baseline", TINY, (4,), samples=6)
     (trial.folder(tmp_path) / "pruner").mkdir(parents=True)
     (trial.folder(tmp_path) / "pruner" / "train_config.json").write_text(TrainConfig(steps=99).to_json())
-    with pytest.raises(RuntimeError, match="(?s)trial baseline failed:.*holds a run with another configuration"):
+    with pytest.raises(ValueError, match="train_config.json is of a run with another configuration"):
+        run_trials([trial], tmp_path, workers=1)
+
+
+def test_a_trial_that_fails_says_why(tmp_path):
+    trial = Trial("baseline", TINY, (999,), samples=6)
+    with pytest.raises(RuntimeError, match=r"(?s)trial baseline failed:.*budgets must be in \[1, N=64\], got 999"):
         run_trials([trial], tmp_path, workers=1)
 
 
