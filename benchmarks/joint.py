@@ -44,10 +44,10 @@ def measured(model, processor, config, arm: str, share: float, images: int, batc
         return cell | {"keep": None, "layers": None, "flops": None, "accuracy": None, "ci95": None, "prefill_ms": None}
     spend(model, pair)
     right = scores(model, processor, images=images)
+    asked_of = [i * images // len(right) for i in range(len(right))]  # several questions an image
     inputs = prepare(processor, tasks.build("digits").samples("test", batch, TEST_SEED), model)
     return cell | {"keep": pair.keep, "layers": pair.layers, "flops": pair.flops, "of_full": pair.share,
-                   "accuracy": sum(right) / len(right), "ci95": list(interval(right, [i * images // len(right) for i in range(len(right))])),
-                   "batch": batch,
+                   "accuracy": sum(right) / len(right), "ci95": list(interval(right, asked_of)), "batch": batch,
                    "prefill_ms": measure.prefill_ms(model, inputs)}
 
 
