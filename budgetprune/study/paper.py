@@ -31,7 +31,7 @@ TITLES = {
     "fusion=encoder": "budget token inside the encoder (A)",
     "estimator=fermi": "estimator fermi",
     "estimator=softmax": "estimator softmax",
-    "gate=noise": "noise instead of a choice",
+    "gate=noise": "noise instead of a choice, with fermi",
     "gate=features": "gates on gathered features",
 }
 
