@@ -89,7 +89,7 @@ def methods_block(task: str) -> str:
     cells = {(r.method, r.keep): r for r in exact}
     lines = ["| method | " + " | ".join(f"K = {k}" for k in keeps) + " | area |",
              "|---|" + "--:|" * (len(keeps) + 1)]
-    for method in sorted({r.method for r in exact}, key=lambda name: -found.get(name, 0)):
+    for method in sorted({r.method for r in exact}, key=lambda name: (-found.get(name, 0), name)):
         row = []
         for keep in keeps:
             r = cells.get((method, keep))
