@@ -19,7 +19,8 @@ from budgetprune.training.config import TrainConfig
 from budgetprune.training.run_config import RunConfig
 
 RANKS = 2
-PRUNER = TrainConfig(k_min=4, k_max=16, steps=4, batch_size=4, save_every=2, learning_rate=1e-2, noise=1.0)
+PRUNER = TrainConfig(k_min=4, k_max=16, k_per_sample=True, steps=4, batch_size=4, save_every=2, learning_rate=1e-2,
+                     noise=1.0)
 CASES = {  # LoRA is there for rows without an image, one question at a time for a method that looks at it
     "pruner": {"pruner": PRUNER},
     "lora": {"pruner": replace(PRUNER, lora_rank=2), "checkpointing": True},
