@@ -18,7 +18,7 @@ class RunConfig:
     """How a pruner is trained on conversations about images.
 
     model: folder or name of a Hugging Face model. data: see records.open_records; images: folder where paths begin.
-    pruner: its batch_size is of a step, over all processes and micro-batches; counts are drawn as its k_per_sample says.
+    pruner: its batch_size is of a step, over all processes and micro-batches; k_per_sample says how counts are drawn.
     epochs: over the data; None: pruner.steps say how long.
     micro_batch: samples at a time in one process; the rest of a step's share is accumulated.
     dtype: of the frozen weights; "auto": bf16 where a GPU can, else fp32. What is trained stays in float32.
