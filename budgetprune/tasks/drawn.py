@@ -56,10 +56,10 @@ class Drawn:
     base_steps: ClassVar[tuple[int, int]]
     budgets: ClassVar[tuple[int, ...]] = (4, 8, 12, 16, 24, 32, 64)
 
+    @abstractmethod
     def draw(self, split: str, count: int, seed: int, *, start: int = 0) -> Drawings:
         """Images start .. start + count of the endless stream that `split` and `seed` name; any two calls agree on
         the images they share."""
-        raise NotImplementedError
 
     @property
     def tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -44,8 +45,9 @@ class FromFiles:
             if isinstance(value, str) and Path in (get_args(option.type) or (option.type,)):
                 object.__setattr__(self, option.name, Path(value))  # the dataclass is frozen
 
+    @abstractmethod
     def read(self) -> Iterator[Question]:
-        raise NotImplementedError
+        """The questions of the files, in their order."""
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:

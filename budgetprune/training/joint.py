@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, set_seed
 
 from ..cost import VlmShape
 from ..models import DepthPruning, Pruning, depth_from_pretrained, from_pretrained, prune, prune_depth
 from ..models.adapter import replace_file
 from ..models.base import family_of
 from .joint_config import JointConfig
-from .loop import LOG, LORA_TARGETS, PrunerTrainer, Report, last_checkpoint
+from .loop import LOG, LORA_TARGETS, PrunerTrainer, Report, arguments_of, last_checkpoint
 from .terminal import deferred_interrupts
 
 CONFIG, TUNED = "train_config.json", "tuned_model.safetensors"
@@ -118,12 +118,7 @@ def train_joint(model: nn.Module, dataset, out_dir, config: JointConfig, *, resu
         config.pairs(shape, config.share_min, prefix)
     except ValueError as error:
         raise ValueError(f"share_min must be larger: {error}") from error
-    arguments = TrainingArguments(
-        output_dir=str(out_dir / "checkpoints"), max_steps=config.steps, per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=int(config.warmup * config.steps),
-        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed, logging_steps=10,
-        save_steps=config.save_every, save_total_limit=2, remove_unused_columns=False, report_to=[],
-        disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available())
+    arguments = arguments_of(config, out_dir)
     checkpoint = last_checkpoint(out_dir / "checkpoints")
     if checkpoint:
         log.info("resuming from %s", checkpoint)

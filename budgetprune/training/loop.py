@@ -123,12 +123,7 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     prune(model, config.method, **config.budget, **config.options).remove()
     begin(out_dir, config, resume)
     trained, pruning = attach(model, config)
-    arguments = TrainingArguments(
-        output_dir=str(out_dir / "checkpoints"), max_steps=config.steps, per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=int(config.warmup * config.steps),
-        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed, logging_steps=10,
-        save_steps=config.save_every, save_total_limit=2, remove_unused_columns=False, report_to=[],
-        disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available())
+    arguments = arguments_of(config, out_dir)
     checkpoint = last_checkpoint(out_dir / "checkpoints")
     if checkpoint:
         log.info("resuming from %s", checkpoint)
@@ -147,6 +142,16 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
                                     "the same command goes on from there")
     finish(trainer, trained, out_dir, config)
     return pruning
+
+
+def arguments_of(config, out_dir: Path) -> TrainingArguments:
+    """The Trainer's arguments of a run on one device. config: a TrainConfig, or another with its schedule's fields."""
+    return TrainingArguments(
+        output_dir=str(out_dir / "checkpoints"), max_steps=config.steps, per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=int(config.warmup * config.steps),
+        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed, logging_steps=10,
+        save_steps=config.save_every, save_total_limit=2, remove_unused_columns=False, report_to=[],
+        disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available())
 
 
 def is_finished(out_dir, config: TrainConfig) -> bool:
