@@ -35,7 +35,7 @@ paper-small: $(VENV)/.built
 	$(BIN)/budgetprune paper --out runs/paper-small
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The real lmms-eval, without most of its requirements: they are for other models. vLLM's tests run where vLLM is.
 test-integrations: $(VENV)/.dev

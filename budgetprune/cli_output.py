@@ -1,5 +1,6 @@
 """What the commands share: progress, lists of the command line, options that several of them take."""
 
+import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,14 @@ def budget(text: str) -> int | float | None:
     if not text.isdecimal():
         raise ValueError(f"budgets must hold whole numbers, fractions such as 0.25, or own; got {text!r}")
     return int(text)
+
+
+def value(text: str):
+    """A number, truth value, None or list, as JSON or Python write it; anything else is a word, without quotes."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
 
 
 def _loss(values: dict) -> str:

@@ -1,6 +1,5 @@
 """The commands `budgetprune ablate` and `budgetprune paper`: what the settings of training are worth, over seeds."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,9 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .cli_output import listed, progress, whole
-
-console = Console(stderr=True)
+from .cli_output import console, listed, progress, value, whole
 
 
 def varied(entries: list[str]) -> dict[str, list]:
@@ -24,15 +21,8 @@ def varied(entries: list[str]) -> dict[str, list]:
         name = name.strip().replace("-", "_")
         if not equals or not name or name in found:
             raise ValueError(f"vary must be name=value,value, once for each name, got {entry!r}")
-        found[name] = [_value(word) for word in listed(f"vary {name}", text)]
+        found[name] = [value(word) for word in listed(f"vary {name}", text)]
     return found
-
-
-def _value(word: str):
-    try:
-        return json.loads(word)
-    except json.JSONDecodeError:
-        return {"True": True, "False": False, "None": None}.get(word, word)
 
 
 def ablate(vary: Annotated[list[str], typer.Option(help="name=value,value of a setting of training; repeatable.")],

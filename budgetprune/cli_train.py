@@ -1,6 +1,5 @@
 """The commands `budgetprune train-base` and `budgetprune train`."""
 
-import json
 import os
 from contextlib import nullcontext
 from inspect import signature
@@ -9,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_output import Out, Resume, console, training
+from .cli_output import Out, Resume, console, training, value
 
 REAL, METHOD = "Conversations", "The method"
 # What fits a model of 576 image tokens, where the digits' own would not.
@@ -146,21 +145,14 @@ def options_of(method: str, texts: list[str], common: dict[str, tuple]) -> dict:
     from .catalog import find
 
     own = signature(find(method)).parameters
-    found = {name: value for name, (value, default) in common.items() if name in own or value != default}
+    found = {name: flag for name, (flag, default) in common.items() if name in own or flag != default}
     given = set()
     for text in texts:
-        key, sign, value = text.partition("=")
+        key, sign, word = text.partition("=")
         if not sign or not key:
             raise ValueError(f"option must be key=value with a key out of {', '.join(own)}, got {text!r}")
         if key in given:
             raise ValueError(f"option {key} must be given once, got it twice")
         given.add(key)
-        found[key] = _value(value)
+        found[key] = value(word)
     return found
-
-
-def _value(text: str):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text  # a word needs no quotes

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and rich keeps what it finds when it is imported
 
 if emulated := os.environ.get("BUDGETPRUNE_EMULATED"):  # a module that tests/simt/build.py made, in place of the real
     import importlib.util
-    import sys
 
     spec = importlib.util.spec_from_file_location("budgetprune._C", emulated)
     sys.modules["budgetprune._C"] = importlib.util.module_from_spec(spec)
@@ -27,6 +28,33 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "cuda" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """command("eval", "--samples", 4) -> (exit code, what `budgetprune eval --samples 4` printed)."""
+    from budgetprune.cli import main
+
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["budgetprune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as leave:
+            main()
+        return leave.value.code or 0, "".join(capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def words(command):
+    """As `command`, with one space between the words that were printed."""
+
+    def call(*arguments):
+        code, said = command(*arguments)
+        return code, " ".join(said.replace("│", " │ ").split())
+
+    return call
 
 
 @pytest.fixture

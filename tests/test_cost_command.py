@@ -1,30 +1,19 @@
 """`budgetprune cost`: what it prints, and every wrong turn."""
 
-import sys
+
+from functools import partial
 
 import pytest
 from families import config_of
 
-from budgetprune.cli import main
 from budgetprune.cost import KNOWN, operators_ms, prefill_flops, prefill_operators
 from budgetprune.evaluation import Record, append
 
 
 @pytest.fixture
-def cost(monkeypatch, capfd):
-    """cost("llava-1.5-7b") -> (exit code, the words that were printed, with one space between them)."""
-    monkeypatch.setenv("COLUMNS", "250")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["budgetprune", "cost", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as leave:
-            code = leave.code or 0
-        return code, " ".join("".join(capfd.readouterr()).replace("│", " │ ").split())
-
-    return call
+def cost(words):
+    """cost("llava-1.5-7b") -> (exit code, the words that were printed)."""
+    return partial(words, "cost")
 
 
 def test_budgets_are_shares_of_the_image_where_none_are_named(cost):

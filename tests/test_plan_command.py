@@ -1,31 +1,19 @@
 """`budgetprune plan`: what it answers, from the published points and from records, and every wrong turn."""
 
 import math
-import sys
+from functools import partial
 from xml.etree import ElementTree
 
 import pytest
 
-from budgetprune.cli import main
 from budgetprune.cost import best_tokens, fit_scaling, plan_budget, published_points
 from budgetprune.evaluation import Record, append, scaling_points, write_plan_svg
 
 
 @pytest.fixture
-def plan(monkeypatch, capfd):
-    """plan("--task", "ocr") -> (exit code, the words that were printed, with one space between them)."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["budgetprune", "plan", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as leave:
-            code = leave.code or 0
-        return code, " ".join("".join(capfd.readouterr()).split())
-
-    return call
+def plan(words):
+    """plan("--task", "ocr") -> (exit code, the words that were printed)."""
+    return partial(words, "plan")
 
 
 def record(model, keep, accuracy, method="pooling", task="digits", **options):

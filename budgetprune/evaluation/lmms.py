@@ -3,7 +3,6 @@
 lmms-eval itself is reached through a `Host`, see integrations/lmms_run.py; nothing of it is imported here.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,8 +21,7 @@ from .costs import cost_of, shape_of_model
 from .interval import interval
 from .processes import Processes
 from .record import Record
-from .run import Heard, begin, budget_options, cell_of, entered, in_words
-from .summary import FULL
+from .run import Heard, begin, budget_options, cell_of, cells_of, entered, missing
 
 PREFIX = "lmms:"
 
@@ -97,30 +95,21 @@ def evaluate_lmms(host: Host, name: str, bench: Benchmark, out, config: EvalConf
     """
     out, processes, model = Path(out), processes or Processes(), host.model
     tokens = family_of(model).features(model)[1]
-    cells = config.cells(tokens)
-    options_of = {method: config.options_of(method) for method in config.methods}
+    cells = cells_of(config, tokens)
     size = host.size(bench.task)
     count = size if config.samples is None else min(config.samples, size)
     done = {cell_of(r): r for r in processes.share(begin, out, resume)
             if (r.task, r.model, r.samples, r.seed) == (name, model_name, count, config.seed)}
-    for number, (method, keep) in enumerate(cells):
-        budget = "all" if method == FULL else "own" if keep is None else keep
-        cell = (method, budget, json.dumps(options_of[method], sort_keys=True))
-        if tell and processes.main:
-            tell(f"{method} {in_words(budget, tokens)}", number, len(cells))
-        if cell in done:
-            continue
-        with entered(model, method, keep, config) as (active, pruning):
+    for cell in missing(cells, done, tell if processes.main else None):
+        with entered(model, cell.method, cell.keep, config) as (active, pruning):
             with listening(model, pruning) as heard:
                 totals, log = host.ask(bench.task, None if count == size else count)
             heard = [one for share in processes.gather(list, heard) or [] for one in share]
             costs = processes.share(costs_of_heard, model, active, pruning, heard, config, tokens)
-        named = {"task": name, "model": model_name, "method": method, "seed": config.seed, "samples": count,
-                 "method_options": options_of[method] | budget_options(method, keep), **costs,
+        named = {"task": name, "model": model_name, "method": cell.method, "seed": config.seed, "samples": count,
+                 "method_options": cell.options | budget_options(cell.method, cell.keep), **costs,
                  **record.environment(model.device)}
-        done[cell] = processes.share(_written, out, bench, totals, log, heard, keep, named)
-    if tell and processes.main:
-        tell("done", len(cells), len(cells))
+        done[cell.key] = processes.share(_written, out, bench, totals, log, heard, cell.keep, named)
     return list(done.values())
 
 

@@ -1,7 +1,7 @@
 """Task x method x budget, each cell one record. A run that was cut off goes on where it stopped."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -61,7 +61,7 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
     out, processes = Path(out), processes or Processes()
     family = family_of(model)
     _, tokens, grid = family.features(model)
-    cells, options_of = config.cells(tokens), {method: config.options_of(method) for method in config.methods}
+    cells = cells_of(config, tokens)
     if config.samples is None and task.size is None:
         raise ValueError(f"samples must be a count for task {task.name}, which has no end")
     samples = task.samples("test", task.size if config.samples is None else config.samples, config.seed)
@@ -70,26 +70,50 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
     done = {cell_of(r): r for r in before
             if (r.task, r.model, r.samples, r.seed) == (task.label, model_name, len(samples), config.seed)}
     model.eval()
-    for number, (method, keep) in enumerate(cells):
-        budget = "all" if method == FULL else "own" if keep is None else keep
-        cell = (method, budget, json.dumps(options_of[method], sort_keys=True))
-        if tell and processes.main:
-            tell(f"{method} {in_words(budget, tokens)}", number, len(cells))
-        if cell in done:
-            continue
-        with entered(model, method, keep, config) as (active, pruning):
+    for cell in missing(cells, done, tell if processes.main else None):
+        with entered(model, cell.method, cell.keep, config) as (active, pruning):
             shares = processes.gather(_asked, active, processor, prompts, pruning, family,
                                       config.new_tokens or task.new_tokens)
             heard = [one for batch in in_turn(shares or []) for one in batch]
             costs = processes.share(cost_of, model, family, active, pruning, heard, prompts, config, tokens)
-        named = {"task": task.label, "model": model_name, "method": method, "samples": len(samples),
-                 "seed": config.seed, "method_options": options_of[method] | budget_options(method, keep),
+        named = {"task": task.label, "model": model_name, "method": cell.method, "samples": len(samples),
+                 "seed": config.seed, "method_options": cell.options | budget_options(cell.method, cell.keep),
                  **costs, **record.environment(model.device)}
-        done[cell] = processes.share(_written, out, task, samples, heard, keep, grid, named, config.images,
-                                     tokens is not None and pictures.crops(processor))
-    if tell and processes.main:
-        tell("done", len(cells), len(cells))
+        done[cell.key] = processes.share(_written, out, task, samples, heard, cell.keep, grid, named, config.images,
+                                         tokens is not None and pictures.crops(processor))
     return list(done.values())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method at a budget. name: as progress shows it. key: what `cell_of` calls its record."""
+
+    name: str
+    method: str
+    keep: int | float | None
+    options: dict
+    key: tuple
+
+
+def cells_of(config: EvalConfig, tokens: int | None) -> list[Cell]:
+    """ValueError: a budget beyond the image's N `tokens`, or no trained pruner."""
+    found, options_of = [], {method: config.options_of(method) for method in config.methods}
+    for method, keep in config.cells(tokens):
+        budget, options = "all" if method == FULL else "own" if keep is None else keep, options_of[method]
+        found.append(Cell(f"{method} {in_words(budget, tokens)}", method, keep, options,
+                          (method, budget, json.dumps(options, sort_keys=True))))
+    return found
+
+
+def missing(cells: Sequence[Cell], done: Mapping, tell: Callable[[str, int, int], None] | None) -> Iterator[Cell]:
+    """One cell after the other that is not in `done` by then. tell: called with (cell, done, total)."""
+    for number, cell in enumerate(cells):
+        if tell:
+            tell(cell.name, number, len(cells))
+        if cell.key not in done:
+            yield cell
+    if tell:
+        tell("done", len(cells), len(cells))
 
 
 def _asked(*arguments):

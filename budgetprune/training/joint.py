@@ -1,26 +1,22 @@
 """Trains what spares tokens and what spares layers in one loop, on the language-model loss alone."""
 
-import json
-import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, set_seed
+from transformers import set_seed
 
 from ..cost import VlmShape
 from ..models import DepthPruning, Pruning, depth_from_pretrained, from_pretrained, prune, prune_depth
 from ..models.adapter import replace_file
 from ..models.base import family_of
 from .joint_config import JointConfig
-from .loop import LOG, LORA_TARGETS, PrunerTrainer, Report, arguments_of, last_checkpoint
+from .loop import LORA_TARGETS, PrunerTrainer, Report, arguments_of
+from .run_folder import CONFIG, LOG, TUNED, begin, go_on, is_finished, seal
 from .terminal import deferred_interrupts
 
-CONFIG, TUNED = "train_config.json", "tuned_model.safetensors"
 OURS = ("budget_pruner.", "budget_depth.")
-log = logging.getLogger(__name__)
 
 
 class JointTrainer(PrunerTrainer):
@@ -119,23 +115,16 @@ def train_joint(model: nn.Module, dataset, out_dir, config: JointConfig, *, resu
     except ValueError as error:
         raise ValueError(f"share_min must be larger: {error}") from error
     arguments = arguments_of(config, out_dir)
-    checkpoint = last_checkpoint(out_dir / "checkpoints")
-    if checkpoint:
-        log.info("resuming from %s", checkpoint)
     with deferred_interrupts() as interrupted:
         report = JointReport(model, lambda step: config.drawn(shape, step, prefix), tell, config.noise * config.steps,
                              interrupted)
         trainer = JointTrainer(model, arguments, train_dataset=dataset, callbacks=[report],
                                data_collator=getattr(dataset, "collate", None))
         trainer.model_learning_rate = config.model_learning_rate
-        trainer.remove_callback(PrinterCallback)
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            go_on(trainer, report, out_dir)
         finally:
             model.eval()
-        if report.stopped:
-            raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {config.steps}; "
-                                    "the same command goes on from there")
     keep_everything(tokens, depth)
     finish(trainer, tokens, depth, out_dir)
     return tokens, depth
@@ -188,34 +177,12 @@ def write(path: Path, weights: dict) -> None:
     replace_file(path, lambda aside: save_file(weights, aside, {"format": "pt"}))
 
 
-def is_finished(out_dir: Path, config: JointConfig) -> bool:
-    """Whether `out_dir` holds the result of a whole run with this configuration."""
-    return (out_dir / LOG).is_file() and JointConfig.read(out_dir / CONFIG) == config
-
-
-def begin(out_dir: Path, config: JointConfig, resume: bool) -> None:
-    """Makes `out_dir` ready: the same run goes on, an unwanted one makes way, another one is refused."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    written = out_dir / CONFIG
-    if resume and written.is_file() and JointConfig.read(written) != config:
-        raise ValueError(f"{out_dir} holds a run with another configuration ({written}); "
-                         "choose another folder, or begin anew with resume=False (--no-resume)")
-    if not resume:
-        shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
-    # The log is the seal of a finished run, so it goes first here and is written last.
-    for old in [out_dir / LOG, out_dir / TUNED, *out_dir.glob("budgetprune_*"), *out_dir.glob("depth_*")]:
-        old.unlink(missing_ok=True)
-    replace_file(written, lambda path: path.write_text(config.to_json()))
-
-
 def finish(trainer, tokens, depth, out_dir: Path) -> None:
-    """Writes the result, then its log, then removes the checkpoints."""
+    """Writes the result and seals it."""
     for pruning in (tokens, depth):
         if pruning is not None:
             pruning.save_pretrained(out_dir)
     tuned = {name: value for name, value in trained_weights(trainer.model).items() if not name.startswith(OURS)}
     if tuned:
         write(out_dir / TUNED, tuned)
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    replace_file(out_dir / LOG, lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in rows)))
-    shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+    seal(trainer, out_dir)

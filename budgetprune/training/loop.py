@@ -1,8 +1,5 @@
 """Trains a pruner on the language-model loss alone, with the Hugging Face Trainer."""
 
-import json
-import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,16 +7,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..models import Pruning, from_pretrained, prune
-from ..models.adapter import load_weights, replace_file, save_pretrained
+from ..models.adapter import load_weights, save_pretrained
 from .config import TrainConfig
+from .run_folder import begin, go_on, is_finished, seal
 from .terminal import deferred_interrupts
 
-LOG = "train_log.jsonl"
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"
-log = logging.getLogger(__name__)
 
 
 class PrunerTrainer(Trainer):
@@ -124,23 +120,19 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     begin(out_dir, config, resume)
     trained, pruning = attach(model, config)
     arguments = arguments_of(config, out_dir)
-    checkpoint = last_checkpoint(out_dir / "checkpoints")
-    if checkpoint:
-        log.info("resuming from %s", checkpoint)
     with deferred_interrupts() as interrupted:
         report = Report(tell, model.budget_pruner, config.noise * config.steps, interrupted, config.sampler())
         trainer = PrunerTrainer(trained, arguments, train_dataset=dataset, callbacks=[report],
                                 data_collator=getattr(dataset, "collate", None))
-        trainer.remove_callback(PrinterCallback)
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            go_on(trainer, report, out_dir)
         finally:
             trained.eval()
             model.budget_pruner.set_draws(None)
-        if report.stopped:
-            raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {config.steps}; "
-                                    "the same command goes on from there")
-    finish(trainer, trained, out_dir, config)
+    if is_peft(trained):
+        trained.save_pretrained(out_dir)
+    save_pretrained(model, out_dir)
+    seal(trainer, out_dir)
     return pruning
 
 
@@ -152,41 +144,3 @@ def arguments_of(config, out_dir: Path) -> TrainingArguments:
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, seed=config.seed, logging_steps=10,
         save_steps=config.save_every, save_total_limit=2, remove_unused_columns=False, report_to=[],
         disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available())
-
-
-def is_finished(out_dir, config: TrainConfig) -> bool:
-    """Whether `out_dir` holds the result of a whole run with this configuration."""
-    out_dir = Path(out_dir)
-    return (out_dir / LOG).is_file() and TrainConfig.read(out_dir / "train_config.json") == config
-
-
-def begin(out_dir: Path, config: TrainConfig, resume: bool) -> None:
-    """Makes `out_dir` ready: the same run goes on, an unwanted one makes way, another one is refused."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    written = out_dir / "train_config.json"
-    if resume and written.is_file() and TrainConfig.read(written) != config:
-        raise ValueError(f"{out_dir} holds a run with another configuration ({written}); "
-                         "choose another folder, or begin anew with resume=False (--no-resume)")
-    if not resume:
-        shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
-    # The log is the seal of a finished run, so it goes first here and is written last.
-    for old in [out_dir / LOG, *out_dir.glob("budgetprune_*"), *out_dir.glob("adapter_*")]:
-        old.unlink(missing_ok=True)
-    # At once, because every process of a run begins it, and one may read what another writes.
-    replace_file(written, lambda path: path.write_text(config.to_json()))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; the Trainer writes trainer_state.json last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
-def finish(trainer, trained, out_dir: Path, config: TrainConfig) -> None:
-    """Writes the result, then its log, then removes the checkpoints."""
-    if is_peft(trained):
-        trained.save_pretrained(out_dir)
-    save_pretrained(trained.get_base_model() if is_peft(trained) else trained, out_dir)
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    replace_file(out_dir / LOG, lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in rows)))
-    shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)

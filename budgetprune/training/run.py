@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,17 +10,19 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import PrinterCallback, TrainingArguments
+from transformers import TrainingArguments
 
 from ..catalog import build
 from ..models import Pruning, from_pretrained, prune
 from ..models.adapter import replace_file
 from ..models.base import family_of
 from .chat import Chat
-from .loop import Report, attach, begin, is_finished, last_checkpoint
+from .loop import Report, attach
 from .order import Order
 from .records import Records, open_records
 from .run_config import RunConfig
+from .run_folder import CONFIG as OTHERS
+from .run_folder import begin, go_on, is_finished, refuse_another, seal
 from .skips import FILE as SKIPPED
 from .skips import Skips, several
 from .stream import ConversationStream, Items
@@ -66,7 +67,7 @@ def train_on_conversations(load: Callable[[torch.dtype], tuple], config: RunConf
     order = Order(items.images, items.texts, config.pruner.batch_size, config.pruner.seed)
     config = config.resolved(len(records), order.epoch_length)
     if resume:
-        refuse_another(out_dir, config)
+        refuse_other_run(out_dir, config)
     arguments = training_arguments(config, out_dir)  # before the model, which DeepSpeed loads in parts
     model, processor = load(dtype_of(config))
     check_model(model, config)
@@ -95,9 +96,6 @@ def _train(model, stream, config, arguments, out_dir, tell) -> Trained:
         family = family_of(model)
         units = {type(block[0]).__name__ for block in (family.decoder(model).layers, family.blocks(model))}
         arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(sorted(units))
-    checkpoint = last_checkpoint(out_dir / "checkpoints")
-    if checkpoint and arguments.should_save:
-        log.info("resuming from %s", checkpoint)
     skips = Skips(out_dir, config.pruner.batch_size, config.pruner.steps, config.max_skipped)
     if tell:
         tell(0, {"steps": config.pruner.steps})
@@ -108,32 +106,26 @@ def _train(model, stream, config, arguments, out_dir, tell) -> Trained:
         trainer.prepare(config, skips, model.budget_pruner, whole or [])
         if config.fsdp and not trainer.accelerator.is_fsdp2:
             raise ValueError(f"fsdp must have a GPU for each process, got {arguments.device.type}")
-        trainer.remove_callback(PrinterCallback)
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            go_on(trainer, report, out_dir)
         finally:
             trained.eval()
             model.budget_pruner.set_draws()
-        if report.stopped:
-            raise KeyboardInterrupt(f"stopped after step {trainer.state.global_step} of {config.pruner.steps}; "
-                                    "the same command goes on from there")
     keep_result(trainer, trained, out_dir)
     together()
     if arguments.should_save:
-        shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+        seal(trainer, out_dir)
+    together()
     return Trained(pruning, len(stream), skips.count)
 
 
-def refuse_another(out_dir: Path, config: RunConfig) -> None:
+def refuse_other_run(out_dir: Path, config: RunConfig) -> None:
     """ValueError: the folder holds a run that this one cannot go on with. Every process asks before any of them writes.
     """
-    written = out_dir / CONFIG
-    if not written.is_file() and (out_dir / "train_config.json").is_file():
+    if not (out_dir / CONFIG).is_file() and (out_dir / OTHERS).is_file():
         raise ValueError(f"{out_dir} holds a run of another kind; choose another folder, or begin anew with "
                          "resume=False (--no-resume)")
-    if written.is_file() and not RunConfig.read(written).same_run(config):
-        raise ValueError(f"{out_dir} holds a run with another configuration ({written}); choose another folder, or "
-                         "begin anew with resume=False (--no-resume)")
+    refuse_another(out_dir / CONFIG, lambda path: RunConfig.read(path).same_run(config))
 
 
 def check_model(model: nn.Module, config: RunConfig) -> None:

@@ -1,6 +1,5 @@
 """The Trainer of runs on many devices: draws that belong to samples, two learning rates, and small checkpoints."""
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from transformers.trainer import SCHEDULER_NAME
 
 from ..models.adapter import replace_file, save_pretrained
 from ..models.placement import divided_like, whole
-from .loop import LOG, PrunerTrainer, is_peft
+from .loop import PrunerTrainer, is_peft
 
 WEIGHTS = "trained.pt"
 
@@ -104,7 +103,7 @@ def load_trained(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def keep_result(trainer, trained: nn.Module, out_dir: Path) -> None:
-    """Writes pruner and adapter, then the log, which seals them. All processes call it, the first writes the rest."""
+    """Writes pruner and adapter. All processes call it, the first writes."""
     with _gathered(trained):
         if is_peft(trained):
             model, lora = trained.get_base_model(), trainer.config.pruner.lora_rank
@@ -115,9 +114,6 @@ def keep_result(trainer, trained: nn.Module, out_dir: Path) -> None:
         else:
             model = trained
         save_pretrained(model, out_dir)
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    if trainer.args.should_save:
-        replace_file(out_dir / LOG, lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in rows)))
 
 
 def _gathered(model):

@@ -1,12 +1,10 @@
 """Which cells are compared, with what they answered, and what is refused."""
 
 import json
-import sys
 
 import pytest
 from sample_run import HOSTILE, Page, cell
 
-from budgetprune.cli import main
 from budgetprune.evaluation import answers, record
 from budgetprune.evaluation.answers import Answer
 from budgetprune.evaluation.compare import compare
@@ -141,18 +139,10 @@ def test_what_cannot_be_named_is_refused(run, tmp_path):
     refused(run, "a and b must be different cells", a="none", b="none")
 
 
-def call(monkeypatch, capfd, *arguments):
-    monkeypatch.setenv("COLUMNS", "220")
-    monkeypatch.setattr(sys, "argv", ["budgetprune", "compare", *map(str, arguments)])
-    with pytest.raises(SystemExit) as leave:
-        main()
-    return leave.value.code or 0, " ".join("".join(capfd.readouterr()).split())
-
-
-def test_the_command_shows_a_table_and_writes_json_and_a_page(run, monkeypatch, capfd, tmp_path):
+def test_the_command_shows_a_table_and_writes_json_and_a_page(run, words, tmp_path):
     put(run, "fastv", 8, RANDOM, asked=HOSTILE.replace("{1}", "") + "{}")
     put(run, "fastv", 16, LEARNT, asked=HOSTILE.replace("{1}", "") + "{}")
-    code, said = call(monkeypatch, capfd, run, "--method", "random", "--html", tmp_path / "page.html")
+    code, said = words("compare", run, "--method", "random", "--html", tmp_path / "page.html")
     assert code == 0 and "where they differ" in said
     assert "digits │ none@64 │ random@8 │ 0.8333 │ 0.3333 │ -0.5000 │" in said
     written = json.loads((run / "compare.json").read_text())
@@ -163,7 +153,7 @@ def test_the_command_shows_a_table_and_writes_json_and_a_page(run, monkeypatch, 
     page = Page((tmp_path / "page.html").read_text())
     assert page.rows()[1][:6] == ["digits", "none@64", "random@8", "0.8333", "0.3333", "-0.5000"]
     assert ["q5", "what is q5?", "right", "wrong (0)", "right (1)"] in page.rows("examples")
-    code, said = call(monkeypatch, capfd, run, "--a", "fastv@8", "--b", "fastv@16", "--out", tmp_path / "x" / "c.json",
+    code, said = words("compare", run, "--a", "fastv@8", "--b", "fastv@16", "--out", tmp_path / "x" / "c.json",
                       "--html", tmp_path / "hostile.html")
     assert code == 0 and (tmp_path / "x" / "c.json").exists()
     page = Page((tmp_path / "hostile.html").read_text())
@@ -171,12 +161,12 @@ def test_the_command_shows_a_table_and_writes_json_and_a_page(run, monkeypatch, 
     assert not page.all("script") and any(HOSTILE.replace("{1}", "") in text for text in said)
 
 
-def test_several_comparisons_show_what_remains_after_all_of_them(run, monkeypatch, capfd):
-    code, said = call(monkeypatch, capfd, run)
+def test_several_comparisons_show_what_remains_after_all_of_them(run, words):
+    code, said = words("compare", run)
     assert code == 0 and "p of all (Holm)" in said and "where they differ" not in said
-    code, said = call(monkeypatch, capfd, run, "--a", "learnt@9")
+    code, said = words("compare", run, "--a", "learnt@9")
     assert code == 2 and "got 'learnt@9'" in said
-    code, said = call(monkeypatch, capfd, run, "--examples", "-1")
+    code, said = words("compare", run, "--examples", "-1")
     assert code == 2 and "examples must be at least 0, got -1" in said
 
 

@@ -1,12 +1,10 @@
 """Cells of tasks that lmms-eval asks, with a host that answers as lmms-eval's API does."""
 
-import sys
 
 import pytest
 import torch
 
 from budgetprune import tasks
-from budgetprune.cli import main
 from budgetprune.evaluation import answers, record
 from budgetprune.evaluation.interval import wilson_interval
 from budgetprune.evaluation.lmms import BENCHMARKS, benchmark, evaluate_lmms, image_of, listening, score_of
@@ -160,11 +158,7 @@ def test_prompts_of_several_images_have_no_formula_and_a_mean_count(host, tmp_pa
      "task-option of lmms:pope must be key=value, once each, with a key out of metric, image, include_path; got "
      "'limit=3'"),
 ])
-def test_what_is_missing_for_lmms_eval_is_said(monkeypatch, capfd, tmp_path, arguments, match):
+def test_what_is_missing_for_lmms_eval_is_said(monkeypatch, words, tmp_path, arguments, match):
     monkeypatch.setattr("budgetprune.integrations.lmms_run.find_spec", lambda name: None)
-    monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr(sys, "argv", ["budgetprune", "eval", "-m", "none", "--out", str(tmp_path), *arguments])
-    with pytest.raises(SystemExit) as leave:
-        main()
-    said = " ".join("".join(capfd.readouterr()).split())
-    assert leave.value.code == 2 and match in said and "Traceback" not in said
+    code, said = words("eval", "-m", "none", "--out", tmp_path, *arguments)
+    assert code == 2 and match in said and "Traceback" not in said

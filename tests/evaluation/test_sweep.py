@@ -1,12 +1,10 @@
 """One command for several tasks, in one process and in two."""
 
 import json
-import sys
 
 import pytest
 import task_files
 
-from budgetprune.cli import main
 from budgetprune.cli_eval import entries
 from budgetprune.evaluation.processes import Processes, ProcessLost
 from budgetprune.training.base_model import CHECKPOINTS
@@ -28,22 +26,14 @@ def files(tmp_path):
     return [part for option in options for part in ("--task-option", option)]
 
 
-def run(monkeypatch, capfd, *arguments):
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "argv", ["budgetprune", *map(str, arguments)])
-    with pytest.raises(SystemExit) as leave:
-        main()
-    return leave.value.code or 0, " ".join("".join(capfd.readouterr()).split())
-
-
 def records(folder):
     return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
 
 
-def test_several_tasks_leave_one_file_and_a_table_each(monkeypatch, capfd, tmp_path, files):
+def test_several_tasks_leave_one_file_and_a_table_each(words, tmp_path, files):
     arguments = ("eval", "--tasks", "digits", "pope@random", "pope", "gqa", *files, "-m", "none,uniform", "-k", "8",
                  "--samples", 4, "--out", tmp_path / "run", *SMALL)
-    code, said = run(monkeypatch, capfd, *arguments)
+    code, said = words(*arguments)
     assert code == 0, said
     found = records(tmp_path / "run")
     assert [(r["task"], r["method"]) for r in found] == [
@@ -55,14 +45,14 @@ def test_several_tasks_leave_one_file_and_a_table_each(monkeypatch, capfd, tmp_p
     assert "f1 ┃ yes_ratio" in said and f" {figures['f1']:.4f} │ {figures['yes_ratio']:.4f} " in said
     assert len((tmp_path / "run" / "answers.jsonl").read_text().splitlines()) == 2 * (12 + 2)
     before = (tmp_path / "run" / "records.jsonl").read_bytes()
-    assert run(monkeypatch, capfd, *arguments)[0] == 0
+    assert words(*arguments)[0] == 0
     assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
 
 
-def test_beginning_anew_puts_the_old_sweep_aside_once(monkeypatch, capfd, tmp_path, files):
+def test_beginning_anew_puts_the_old_sweep_aside_once(words, tmp_path, files):
     arguments = ("eval", "--tasks", "digits,pope", *files[:4], "-m", "uniform", "-k", "8", "--samples", 2, "--out",
                  tmp_path / "run", *SMALL)
-    assert run(monkeypatch, capfd, *arguments)[0] == run(monkeypatch, capfd, *arguments, "--no-resume")[0] == 0
+    assert words(*arguments)[0] == words(*arguments, "--no-resume")[0] == 0
     assert len(records(tmp_path / "run")) == len((tmp_path / "run" / "records.jsonl.old").read_text().splitlines()) == 2
 
 
@@ -90,17 +80,17 @@ def test_options_and_pruners_go_to_the_tasks_that_they_name():
     (("--tasks", ""), "tasks must name at least one, got ''"),
     (("--tasks", "digits,chess", "-m", "uniform"), "task must be one of digits"),
 ])
-def test_a_wrong_list_of_tasks_gets_one_clear_line(monkeypatch, capfd, tmp_path, arguments, match):
-    code, said = run(monkeypatch, capfd, "eval", "--out", tmp_path, *arguments)
+def test_a_wrong_list_of_tasks_gets_one_clear_line(words, tmp_path, arguments, match):
+    code, said = words("eval", "--out", tmp_path, *arguments)
     assert code == 2 and match in said and "Traceback" not in said and not (tmp_path / "records.jsonl").exists()
 
 
-def test_a_lost_process_is_one_line_and_exit_code_one(monkeypatch, capfd, tmp_path):
+def test_a_lost_process_is_one_line_and_exit_code_one(monkeypatch, words, tmp_path):
     class Lost(Processes):
         def gather(self, make, *arguments):
             raise ProcessLost("another of the 2 processes ended or did not answer: [/pair.cc:553]")
 
     monkeypatch.setattr(Processes, "launched", Lost)
-    code, said = run(monkeypatch, capfd, "eval", "-m", "uniform", "-k", "8", "--samples", 2, "--out", tmp_path)
+    code, said = words("eval", "-m", "uniform", "-k", "8", "--samples", 2, "--out", tmp_path)
     assert code == 1 and "Traceback" not in said
     assert "did not answer: [/pair.cc:553]; the same command goes on from what is done" in said

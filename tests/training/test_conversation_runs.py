@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,18 +234,10 @@ def test_models_that_cannot_be_trained_are_refused():
         run.projector_name(torch.nn.Linear(2, 2))
 
 
-def test_the_command_trains_any_model_on_conversations(data, tmp_path, monkeypatch, capfd):
-    from budgetprune.cli import main
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["budgetprune", "train", *map(str, arguments)])
-        with pytest.raises(SystemExit) as leave:
-            main()
-        return leave.value.code, " ".join(capfd.readouterr().err.split())
-
+def test_the_command_trains_any_model_on_conversations(data, tmp_path, words):
     about = ("--data", data / "data.json", "--images", data / "images", "--out", tmp_path / "run", "--steps", 2,
              "--batch-size", 2, "--micro-batch", 2, "--workers", 0, "--max-skipped", 1, "--k-max", 16, "--k-min", 2)
-    code, said = command("--model", CHECKPOINTS / "digits-llava", *about)
+    code, said = words("train", "--model", CHECKPOINTS / "digits-llava", *about)
     assert code == 0 and "training adaptive: 2/2" in said and f"pruner: {tmp_path / 'run'}" in said, said
     assert "samples that could not be read, beside 4 trained on" in said
     written = RunConfig.read(tmp_path / "run" / "run_config.json")
@@ -257,7 +248,7 @@ def test_the_command_trains_any_model_on_conversations(data, tmp_path, monkeypat
                              ((*digits, "--epochs", 1, *about), "steps and epochs both say how long"),
                              ((*digits, "--task", "shapes", *about), "task must come without data"),
                              (("--model", "nowhere", *about, "--no-resume"), "model must be a folder or a name")):
-        code, said = command(*arguments)
+        code, said = words("train", *arguments)
         assert code == 2 and match in said, said
 
 
