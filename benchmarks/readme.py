@@ -5,6 +5,7 @@ Every number there comes from here.
     python benchmarks/readme.py --demo runs/demo    first take over a demo's records
     python benchmarks/readme.py --bench latest.json first take over what `make bench` measured
     python benchmarks/readme.py --paper runs/paper-small  first take over the small experiment
+    python benchmarks/readme.py --joint runs/joint  first take over what benchmarks/joint.py measured
 """
 
 import argparse
@@ -14,6 +15,7 @@ import shutil
 from collections import defaultdict
 from pathlib import Path
 
+import joint
 import methods
 import paper
 from positions import positions_table
@@ -114,6 +116,10 @@ def render_experiment(text: str) -> str:
     return fill(text, "paper tasks", paper.tasks_block())
 
 
+def render_depth(text: str) -> str:
+    return fill(text, "joint table", joint.block())
+
+
 def render_integrations(text: str) -> str:
     return fill(text, "vllm table", methods.vllm_table())
 
@@ -121,7 +127,7 @@ def render_integrations(text: str) -> str:
 # {page: what makes it anew from what it is}
 PAGES = {ROOT / "README.md": render, ROOT / "benchmarks" / "README.md": lambda text: render_benchmarks(),
          ROOT / "docs" / "methods.md": render_methods, ROOT / "docs" / "integrations.md": render_integrations,
-         ROOT / "docs" / "experiment.md": render_experiment}
+         ROOT / "docs" / "experiment.md": render_experiment, ROOT / "docs" / "depth.md": render_depth}
 
 
 def main():
@@ -129,7 +135,10 @@ def main():
     parser.add_argument("--demo", type=Path, help="folder of a demo run to take the records from")
     parser.add_argument("--bench", type=Path, help="JSON of pytest-benchmark to take over")
     parser.add_argument("--paper", type=Path, help="folder of a small experiment to take the results from")
+    parser.add_argument("--joint", type=Path, help="folder of benchmarks/joint.py to take the results from")
     arguments = parser.parse_args()
+    if arguments.joint:
+        shutil.copy(arguments.joint / joint.RESULTS, joint.COMMITTED)
     if arguments.paper:
         paper.RESULTS.write_text(paper.taken_over(arguments.paper))
     if arguments.bench:

@@ -49,8 +49,8 @@ def joint_frontier(shape: VlmShape, flops: int | float, text_tokens: int, *, pre
     that leave none of `least_keep` are left out, and so is a pair that another beats in one and equals in the other.
 
     flops: an int is an amount, a float the fraction of the model's own prefill of the same prompt; all tokens in all
-    layers cost a little more than 1, the latency token. prefix: layers that
-    always run. options: as joint_flops takes them. ValueError: it does not pay for `least_keep` in the prefix.
+    layers cost a little more than 1, the latency token. prefix: layers that always run. options: as joint_flops takes
+    them. ValueError: it does not pay for `least_keep` in the prefix.
     """
     tokens = _tokens(shape, options)
     integer("prefix", prefix, 1, shape.decoder.layers)

@@ -3,7 +3,7 @@
 import joint as bench
 import pytest
 
-from budgetprune.cost import VlmShape
+from budgetprune.cost import VlmShape, prefill_flops
 from budgetprune.training.base_model import held_out, load_base
 from budgetprune.training.joint_task import AnswersWithEnds, scores
 
@@ -15,9 +15,13 @@ def rows(tmp_path_factory):
 
 
 def test_every_cell_spends_no_more_than_its_budget(rows):
-    assert [(r["share"], r["arm"]) for r in rows[1]] == [(s, a) for s in (0.4, 0.67) for a in bench.ARMS]
+    assert [(r["share"], r["arm"]) for r in rows[1]] == [(1.0, "full")] + [
+        (s, a) for s in (0.4, 0.67) for a in bench.ARMS]
     shape = VlmShape.from_config(load_base()[0].config)
-    for r in rows[1]:
+    full = rows[1][0]
+    assert (full["keep"], full["layers"], full["of_full"]) == (64, 4, 1.0)
+    assert full["flops"] == prefill_flops(shape, 64, 64, 5).total
+    for r in rows[1][1:]:
         if r["arm"] == "layers" and r["share"] == 0.4:
             assert r["keep"] is None and r["accuracy"] is None
             continue
@@ -31,8 +35,8 @@ def test_what_is_measured_is_not_measured_again_and_is_a_table(rows):
     out, before = rows
     written = (out / bench.RESULTS).read_text()
     assert bench.run(out, (0.4, 0.67), steps=1, images=4, seed=0, batch=2, choose=2) == before
-    assert (out / bench.RESULTS).read_text() == written and len(written.splitlines()) == 6
-    assert bench.table(before).row_count == 6
+    assert (out / bench.RESULTS).read_text() == written and len(written.splitlines()) == 7
+    assert bench.table(before).row_count == 7 and [row[-1] for row in bench.cells(before)][0] == "1.00x"
 
 
 def test_a_cut_off_run_measures_what_is_missing_with_the_models_that_are_there(rows, monkeypatch):
