@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .cli_output import listed, whole
+from .cli_output import listed, roofline_note, whole
 
 
 def pixels(text: str) -> tuple[int, int]:
@@ -61,9 +61,7 @@ def cost(model: Annotated[str | None, typer.Argument(help="A known model, or a f
     for note in shape_of(name).notes:
         shown.print(f"assumed: {note}", highlight=False)
     if on is not None:
-        shown.print(f"roofline ms, not measured: {on.name}, {on.dtype}, {on.flops_per_s / 1e12:.4g} TFLOP/s and "
-                    f"{on.bytes_per_s / 1e9:.4g} GB/s ({on.source}); each operator at the slower of its operations "
-                    "and its bytes", highlight=False)
+        shown.print(roofline_note(on), highlight=False)
 
 
 def _budgets(name, shape, keep, method, text, image, crops, batch, on):

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .cli_output import Base, Out, Resume, console, training
+from .cli_output import Base, Out, Resume, console, roofline_note, training
 from .cli_train import DrawnTask
 
 
@@ -15,22 +15,35 @@ def joint(model: Annotated[str, typer.Argument(help="A known model, or a folder 
           flops: Annotated[float, typer.Option(help="Of one prefill: a fraction of the full one, or an amount.")] = 0.5,
           prefix: Annotated[int | None, typer.Option(help="Layers that always run; default: half of them.")] = None,
           text: Annotated[int, typer.Option("--text", help="Text tokens of the prompt.")] = 64,
-          least_keep: Annotated[int, typer.Option(help="Fewest image tokens.")] = 1):
+          least_keep: Annotated[int, typer.Option(help="Fewest image tokens.")] = 1,
+          hardware: Annotated[str | None, typer.Option(help="Such as h100, or this: roofline milliseconds.")] = None):
     """How many image tokens and how many layers one budget of FLOPs pays for."""
-    from .cost import joint_budget, joint_frontier
+    from .cost import joint_budget, joint_frontier, joint_roofline_ms, table
     from .cost.joint import POLICIES
     from .evaluation.shape import shape_of
+    from .evaluation.this_machine import device_of
 
+    on = None if hardware is None else device_of(hardware)
     shape = shape_of(model)
     budget = flops if flops <= 2 else int(flops)
     options = {"prefix": shape.decoder.layers // 2 if prefix is None else prefix, "least_keep": least_keep}
     policies = {policy: joint_budget(shape, budget, text, policy=policy, **options) for policy in POLICIES}
-    table = Table("layers", "image tokens", "FLOPs", "of full", "policy", title=f"{model}, {text} text tokens")
+    times = ["roofline ms", "of full"] if on else []
+    rows = Table("layers", "image tokens", "FLOPs", "of full", *times, "policy", title=f"{model}, {text} text tokens")
+    if on:
+        whole, = table(shape, [shape.tokens_per_crop], text, bytes_per_value=on.bytes_per_value, on=on)
     for pair in joint_frontier(shape, budget, text, **options):
         names = ", ".join(name for name, choice in policies.items() if choice == pair)
-        table.add_row(f"{pair.layers} of {shape.decoder.layers}", str(pair.keep), f"{pair.flops:.4g}",
-                      f"{pair.share:.1%}", names)
-    Console().print(table)
+        times = []
+        if on:
+            bound = joint_roofline_ms(shape, pair.keep, pair.layers, text, on)
+            times = [f"{bound:,.2f}", f"{bound / whole.prefill_roofline_ms:.1%}"]
+        rows.add_row(f"{pair.layers} of {shape.decoder.layers}", str(pair.keep), f"{pair.flops:.4g}",
+                     f"{pair.share:.1%}", *times, names)
+    shown = Console()
+    shown.print(rows)
+    if on:
+        shown.print(roofline_note(on), highlight=False)
 
 
 def train_joint(out: Out = Path("runs/joint"), base: Base = None,

@@ -76,6 +76,13 @@ def value(text: str):
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
+def roofline_note(on) -> str:
+    """What roofline milliseconds of a cost.Device are, under a table that has them."""
+    return (f"roofline ms, not measured: {on.name}, {on.dtype}, {on.flops_per_s / 1e12:.4g} TFLOP/s and "
+            f"{on.bytes_per_s / 1e9:.4g} GB/s ({on.source}); each operator at the slower of its operations and its "
+            "bytes")
+
+
 def _loss(values: dict) -> str:
     return f"loss {float(values['loss']):.3f}" if "loss" in values else ""
 

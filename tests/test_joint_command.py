@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from budgetprune.cli import app
-from budgetprune.cost import KNOWN, joint_budget
+from budgetprune.cost import KNOWN, joint_budget, joint_roofline_ms
 
 
 def test_joint_lists_what_a_budget_pays_for_and_marks_the_policies():
@@ -18,6 +18,20 @@ def test_joint_lists_what_a_budget_pays_for_and_marks_the_policies():
         assert f"{pair.layers} of 32" in row and str(pair.keep) in row
     amount = CliRunner().invoke(app, ["joint", "--flops", "2e12", "--prefix", "20"])
     assert amount.exit_code == 0 and "20 of 32" in amount.output
+
+
+def test_joint_gives_roofline_milliseconds_of_named_hardware_and_says_that_nothing_was_measured():
+    plain = CliRunner().invoke(app, ["joint", "--flops", "0.5"])
+    timed = CliRunner().invoke(app, ["joint", "--flops", "0.5", "--hardware", "h100"], env={"COLUMNS": "160"})
+    assert timed.exit_code == 0, timed.output
+    shape = KNOWN["llava-1.5-7b"]
+    pair = joint_budget(shape, 0.5, 64, prefix=16, policy="balanced")
+    milliseconds = joint_roofline_ms(shape, pair.keep, pair.layers, 64, "h100")
+    row = next(line for line in timed.output.splitlines() if "balanced" in line and "of 32" in line)
+    assert f" {milliseconds:,.2f} " in row and "not measured: H100 SXM 80 GB" in timed.output
+    assert "roofline" not in plain.output
+    wrong = CliRunner().invoke(app, ["joint", "--hardware", "tpu"])
+    assert "device must be one of" in str(wrong.exception)
 
 
 def test_a_budget_that_does_not_suffice_is_named():

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from numbers import Real
 
 from ..checked import integer, number, one_of
-from .flops import PrefillFlops, decoder_flops, prefill_flops
+from .flops import PrefillFlops, decoder_flops, prefill_flops, prefill_operators
+from .hardware import Device, device, operators_ms
+from .operators import decoder_operators
 from .shapes import VlmShape
 
 POLICIES = ("balanced", "tokens", "layers")
@@ -31,16 +33,41 @@ def joint_flops(shape: VlmShape, keep: int, layers: int, text_tokens: int, *, la
     latency_tokens: 1 where a token in the prompt tells the budget, in all layers that run; 0 for none. options:
     those of prefill_flops but for stages; image tokens of one crop where image_tokens_in is left out.
     """
+    length, lengths = _lengths(shape, keep, layers, text_tokens, latency_tokens, options)
+    tokens, batch = _tokens(shape, options), options.get("batch", 1)
+    whole = prefill_flops(shape, **{**options, "image_tokens_in": tokens}, kept=keep, text_tokens=length)
+    decoder = decoder_flops(shape.decoder, lengths, attention=options.get("attention", "full"))
+    return replace(whole, decoder=batch * decoder)
+
+
+def joint_roofline_ms(shape: VlmShape, keep: int, layers: int, text_tokens: int, on: Device | str, *,
+                      latency_tokens: int = 1, bytes_per_value: int | None = None, fused: bool = True,
+                      **options) -> float:
+    """Milliseconds of the same prefill by the roofline of a device, as `table` has them: a bound, not a measurement.
+
+    The weights of a skipped layer are not read. bytes_per_value: None: those of the device's dtype. fused: see
+    prefill_operators. The rest as joint_flops takes it; the choosing itself, few operations of one token, is left out.
+    """
+    on = device(on) if isinstance(on, str) else on
+    length, lengths = _lengths(shape, keep, layers, text_tokens, latency_tokens, options)
+    options = {**options, "image_tokens_in": _tokens(shape, options)}
+    options.pop("selector_flops", None)
+    parts = prefill_operators(shape, kept=keep, text_tokens=length, fused=fused, **options)
+    inside = decoder_operators(shape.decoder, lengths, lengths, batch=options.get("batch", 1), fused=fused,
+                               attention_as=options.get("attention", "full"))
+    parts["decoder"] = [one for layer in inside for one in layer]
+    width = on.bytes_per_value if bytes_per_value is None else integer("bytes_per_value", bytes_per_value, 1)
+    return sum(operators_ms(part, on, bytes_per_value=width) for part in parts.values())
+
+
+def _lengths(shape, keep, layers, text_tokens, latency_tokens, options):
+    """(tokens that are no image's, tokens in each decoder layer)."""
     most = shape.decoder.layers
     integer("layers", layers, 1, most)
     if options.keys() & {"stages", "prune_layer"}:
         raise ValueError("stages and prune_layer must be left out: tokens go before the first layer here")
-    tokens, batch = _tokens(shape, options), options.get("batch", 1)
     length = integer("text_tokens", text_tokens) + integer("latency_tokens", latency_tokens)
-    whole = prefill_flops(shape, **{**options, "image_tokens_in": tokens}, kept=keep, text_tokens=length)
-    lengths = [keep + length] * layers + [0] * (most - layers)
-    decoder = decoder_flops(shape.decoder, lengths, attention=options.get("attention", "full"))
-    return replace(whole, decoder=batch * decoder)
+    return length, [integer("keep", keep) + length] * layers + [0] * (most - layers)
 
 
 def joint_frontier(shape: VlmShape, flops: int | float, text_tokens: int, *, prefix: int, least_keep: int = 1,

@@ -15,7 +15,9 @@ from budgetprune.cost import (
     joint_budget,
     joint_flops,
     joint_frontier,
+    joint_roofline_ms,
     prefill_flops,
+    table,
 )
 
 LLAVA = KNOWN["llava-1.5-7b"]
@@ -38,6 +40,19 @@ def test_joint_flops_agree_with_the_flop_counter(keep, layers):
 def test_all_layers_without_a_latency_token_are_the_prefill_itself():
     for keep in (1, 64, 576):
         assert joint_flops(LLAVA, keep, 32, 50, latency_tokens=0) == prefill_flops(LLAVA, 576, keep, 50)
+
+
+def test_the_roofline_of_all_layers_is_that_of_the_prefill_and_a_skipped_layer_takes_its_part_away():
+    plain, = table(LLAVA, [64], 50, on="h100")
+    times = [joint_roofline_ms(LLAVA, 64, layers, 50, "h100", latency_tokens=0) for layers in (32, 31, 16)]
+    assert times[0] == pytest.approx(plain.prefill_roofline_ms)
+    assert times[0] - times[2] == pytest.approx(16 * (times[0] - times[1]))
+    # By hand: few tokens read a layer's weights once, 2 bytes of each of 202 million at 3.35 TB/s.
+    few = [joint_roofline_ms(LLAVA, 1, layers, 1, "h100", latency_tokens=0) for layers in (32, 31)]
+    assert few[0] - few[1] == pytest.approx(1e3 * 2 * (4 * 4096**2 + 3 * 4096 * 11008) / 3.35e12, rel=0.01)
+    assert joint_roofline_ms(LLAVA, 64, 16, 50, "h100", batch=4) > times[2]
+    with pytest.raises(ValueError, match="layers must be"):
+        joint_roofline_ms(LLAVA, 64, 33, 50, "h100")
 
 
 @pytest.mark.parametrize("share", [0.25, 0.3, 0.5, 0.77, 1.0])
