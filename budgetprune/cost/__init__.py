@@ -36,8 +36,9 @@ from .tiling import Seen, Tiling, see
 __all__ = [
     "DEVICES", "KNOWN", "BudgetPlan", "Choice", "CostRow", "DecoderShape", "Device", "HoldOut", "JointChoice",
     "PrefillFlops", "ProjectorShape", "ScalingFit", "ScalingPoint", "Seen", "Tiling", "TowerShape", "VlmShape",
-    "best_tokens", "decode_flops_per_token", "decode_operators", "decoder_flops", "device", "fit_scaling",
-    "flops_of", "hold_out", "joint_budget", "joint_flops", "joint_frontier", "joint_roofline_ms", "known", "kv_bytes",
-    "operators_ms", "parameters", "plan_budget", "prefill_flops", "prefill_operators", "projector_flops", "published_notes",
-    "published_points", "roofline_ms", "scaling_flops", "see", "shape_of", "table", "tower_flops", "weight_bytes",
+    "best_tokens", "decode_flops_per_token", "decode_operators", "decoder_flops", "device", "fit_scaling", "flops_of",
+    "hold_out", "joint_budget", "joint_flops", "joint_frontier", "joint_roofline_ms", "known", "kv_bytes",
+    "operators_ms", "parameters", "plan_budget", "prefill_flops", "prefill_operators", "projector_flops",
+    "published_notes", "published_points", "roofline_ms", "scaling_flops", "see", "shape_of", "table", "tower_flops",
+    "weight_bytes",
 ]

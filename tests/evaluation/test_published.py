@@ -73,7 +73,22 @@ def test_references_are_of_their_own_task_and_score():
 def test_methods_that_skip_layers_are_no_points_over_tokens():
     for task in ("pope:a", "textvqa:a", "scienceqa:a", "gqa:a"):
         assert not [p for p in references(task, "llava-1.5-7b") if "AdaLLaVA" in p["method"]]
-    assert all(row.get("skips_layers", False) == ("AdaLLaVA" in row["method"]) for row in published()["scores"])
+        assert not [p for p in references(task, "llava-1.5-7b") if "SmartVL" in p["method"]]
+    for row in published()["scores"]:
+        assert row.get("skips_layers", False) == ("AdaLLaVA" in row["method"] or row["method"] == "SmartVL")
+
+
+def test_smartvl_is_restated_at_second_hand_with_what_its_paper_says_of_adallava(run_dir):
+    own, theirs, merged = rows("smartvl", model="LLaVA-1.5-7B")
+    assert own["scores"] == {"VQAv2": 74.4, "TextVQA": 54.4, "VizWiz": 55.1, "MMB": 62.0} and not own["third_party"]
+    assert theirs["scores"] == {"VQAv2": 67.9, "TextVQA": 29.8, "VizWiz": 34.3, "MMB": 63.3} and theirs["third_party"]
+    assert merged["method"] == "AdaLLaVA-PruMerge" and merged["scores"] == {"VQAv2": 74.5}
+    large = rows("smartvl", model="LLaVA-1.5-13B")
+    assert [figure in row["detail"] for figure, row in zip(("7.25 T", "8.27 T"), large, strict=True)] == [True, True]
+    assert {row["method"]: row["scores"] for row in large} == {"SmartVL": {"VQAv2": 75.45}, "AdaLLaVA": {"VQAv2": 72.27}}
+    shown = [row for row in report(run_dir()).rows("published") if "SmartVL" in row[5]]
+    assert len(shown) == 5 and all("at second hand" in row[5] and row[3] == "\u2013" for row in shown)
+    assert [row[4] for row in shown] == ["its authors", "third party", "third party", "its authors", "third party"]
 
 
 def test_every_panel_is_of_one_source_and_says_that_it_is_published(run_dir):
