@@ -18,6 +18,7 @@ from pathlib import Path
 import joint
 import methods
 import paper
+import promised
 from positions import positions_table
 from report import OURS, case_of, markdown, seconds_of
 from scaling import scaling_block
@@ -120,6 +121,10 @@ def render_depth(text: str) -> str:
     return fill(text, "joint table", joint.block())
 
 
+def render_cost(text: str) -> str:
+    return fill(text, "promised table", promised.block(read(DEMO / "records.jsonl")))
+
+
 def render_integrations(text: str) -> str:
     return fill(text, "vllm table", methods.vllm_table())
 
@@ -127,7 +132,8 @@ def render_integrations(text: str) -> str:
 # {page: what makes it anew from what it is}
 PAGES = {ROOT / "README.md": render, ROOT / "benchmarks" / "README.md": lambda text: render_benchmarks(),
          ROOT / "docs" / "methods.md": render_methods, ROOT / "docs" / "integrations.md": render_integrations,
-         ROOT / "docs" / "experiment.md": render_experiment, ROOT / "docs" / "depth.md": render_depth}
+         ROOT / "docs" / "experiment.md": render_experiment, ROOT / "docs" / "depth.md": render_depth,
+         ROOT / "docs" / "cost.md": render_cost}
 
 
 def main():

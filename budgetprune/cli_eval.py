@@ -227,8 +227,15 @@ def _figure(value, unit, digits=4):
 
 
 def report(run: Annotated[Path, typer.Argument(help="Folder with records.jsonl.")] = Path("runs/demo"),
-           out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the folder.")] = None):
+           out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the folder.")] = None,
+           model: Annotated[str | None, typer.Option(help="Of the records, for rooflines: a known model, or a folder "
+                                                     "with config.json; default: by its name.")] = None,
+           hardware: Annotated[str | None, typer.Option(help="That they were timed on, for rooflines: such as h100, or "
+                                                        "this; default: by its name.")] = None):
     """Make one self-contained HTML page of a run's records."""
     from .evaluation import write_report
+    from .evaluation.shape import shape_of
+    from .evaluation.this_machine import device_of
 
-    console.print(f"report: {write_report(run, out)}")
+    shape, on = None if model is None else shape_of(model), None if hardware is None else device_of(hardware)
+    console.print(f"report: {write_report(run, out, shape=shape, on=on)}")

@@ -15,7 +15,7 @@ from .flops import (
     projector_flops,
     tower_flops,
 )
-from .hardware import DEVICES, Device, device, operators_ms, roofline_ms
+from .hardware import DEVICES, Device, device, operators_ms, reported_device, roofline_ms
 from .joint import JointChoice, joint_budget, joint_flops, joint_frontier, joint_roofline_ms
 from .memory import kv_bytes, parameters, weight_bytes
 from .scaling import (
@@ -39,6 +39,6 @@ __all__ = [
     "best_tokens", "decode_flops_per_token", "decode_operators", "decoder_flops", "device", "fit_scaling", "flops_of",
     "hold_out", "joint_budget", "joint_flops", "joint_frontier", "joint_roofline_ms", "known", "kv_bytes",
     "operators_ms", "parameters", "plan_budget", "prefill_flops", "prefill_operators", "projector_flops",
-    "published_notes", "published_points", "roofline_ms", "scaling_flops", "see", "shape_of", "table", "tower_flops",
-    "weight_bytes",
+    "published_notes", "published_points", "reported_device", "roofline_ms", "scaling_flops", "see", "shape_of",
+    "table", "tower_flops", "weight_bytes",
 ]

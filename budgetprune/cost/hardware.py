@@ -49,6 +49,19 @@ DEVICES = dict([
 ALIASES = {"v100": "v100-pcie", "a100": "a100-80g", "h100": "h100-sxm", "h200": "h200-sxm", "l40": "l40s"}
 
 
+# What drivers call the cards of DEVICES, to the letter: other forms of a card have other rates.
+REPORTED = {"Tesla V100-PCIE-32GB": "v100-pcie", "Tesla V100-SXM2-32GB": "v100-sxm", "Tesla T4": "t4",
+            "NVIDIA A10": "a10", "NVIDIA A100-SXM4-40GB": "a100-40g", "NVIDIA A100-SXM4-80GB": "a100-80g",
+            "NVIDIA L4": "l4", "NVIDIA L40S": "l40s", "NVIDIA GeForce RTX 3090": "rtx3090",
+            "NVIDIA GeForce RTX 4090": "rtx4090", "NVIDIA H100 PCIe": "h100-pcie",
+            "NVIDIA H100 80GB HBM3": "h100-sxm", "NVIDIA H200": "h200-sxm"}
+
+
+def reported_device(name: str) -> Device | None:
+    """The device that torch.cuda.get_device_name calls `name`, as records do; None: it is not among DEVICES."""
+    return DEVICES.get(REPORTED.get(name))
+
+
 def device(name: str) -> Device:
     """The device called `name`; ValueError lists the names there are."""
     found = DEVICES.get(ALIASES.get(name, name))

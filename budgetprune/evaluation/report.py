@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from . import overlays, pictures, published_chart
+from . import overlays, pictures, published_chart, report_promised
 from .chart import AXES, COLOURS, DARK, LIGHT, chart, dash, marker, slots_of
 from .plan_chart import plan_chart
 from .record import FILE_NAME, read
@@ -16,7 +16,7 @@ from .report_table import DASH, cells_table, methods_table, ranges_note
 from .summary import TOLERANCE, change, common, count_of, group_records, headline, whole_percent
 
 ASSETS = Path(__file__).parent / "report_assets"
-STYLES = ("chart.css", "style.css", "explore.css")
+STYLES = ("chart.css", "style.css", "explore.css", "promised.css")
 SCRIPTS = ("page.js", "scale.js", "curves.js", "explore.js", "overlay.js", "table.js")
 _CODES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
@@ -33,11 +33,12 @@ def _load(run_dir):
     return records
 
 
-def write_report(run_dir, out=None, *, command=None) -> Path:
+def write_report(run_dir, out=None, *, command=None, shape=None, on=None) -> Path:
     """Write the report of `run_dir`/records.jsonl and, where it exists, pictures.jsonl; returns its path.
 
     out: the HTML file, `run_dir`/report.html where None; replaced in one step, never half-written.
     command: what the footer names as the command that made the run.
+    shape, on: the cost.VlmShape and cost.Device of rooflines; None: those that the records name, where they are known.
     ValueError: no records (the message names the command that makes them), or a line or image that cannot be used.
     """
     run_dir = Path(run_dir)
@@ -49,6 +50,7 @@ def write_report(run_dir, out=None, *, command=None) -> Path:
     cards, hero, scenes = overlays.section(run_dir, shots, wanted) if shots else ("", "", None)
     data = page_data(groups, slots) | {"pictures": scenes}
     methods = methods_table(groups, slots)
+    even, promised, bounds = report_promised.section(groups, slots, shape, on)
     page = Template(_asset("page.html")).substitute(
         title=escape(f"{groups[0].task}, {groups[0].model}: image token budgets"),
         style=_palette() + "".join(map(_asset, STYLES)), script="".join(map(_asset, SCRIPTS)),
@@ -57,6 +59,7 @@ def write_report(run_dir, out=None, *, command=None) -> Path:
         keys=_keys(slots), controls=_controls(groups),
         charts="".join(_charts(i, group, len(groups) > 1, slots) for i, group in enumerate(groups)),
         methods=methods, methods_hidden="" if methods else "hidden", ranges=escape(ranges_note(groups)),
+        promised_hidden="" if promised else "hidden", even=even, promised=promised, bounds=escape(bounds),
         published=published_chart.section(),
         table=cells_table(groups, slots), pictures_hidden="" if cards else "hidden", cards=cards,
         data=json.dumps(data, ensure_ascii=False).translate(_CODES),

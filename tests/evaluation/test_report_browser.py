@@ -160,6 +160,28 @@ def test_a_method_in_the_legend_hides_its_curve_and_its_rows(fresh):
     assert 0 < count(fresh, ".plot .curve") < 4
 
 
+def test_promised_and_measured_follow_the_methods_and_the_task_that_are_shown(fresh):
+    rows = "[...document.querySelectorAll('#promised tbody tr')].filter((e) => !e.hidden).length"
+    marks = "[...document.querySelectorAll('#promised .pt')].filter((e) => e.getClientRects().length).length"
+    timed = sum(r.prefill_ms is not None and r.method != "none" for r in RECORDS)
+    assert fresh.run(rows) == fresh.run(marks) == timed
+    fresh.hover(f"#promised [data-slot='{slot_of(fresh, 'random')}'] .pt .mark")
+    assert text(fresh, "#tip").startswith("random4 of 64 image tokensFLOPs 20.0% of fulltime 37.5% of full, measured")
+    fresh.click(f".keys [data-curve='{slot_of(fresh, 'random')}']")
+    assert fresh.run(rows) == fresh.run(marks) == timed - 2
+    fresh.press("ArrowRight", "#promised .chart")
+    assert not text(fresh, "#tip").startswith("random")
+    fresh.choose("#task", "1")  # of which no cell was timed
+    assert fresh.run(rows) == fresh.run(marks) == 0
+
+
+def test_bars_stand_for_the_shares_that_are_written_above_them(fresh):
+    wide = fresh.run("""(() => { const cell = [...document.querySelectorAll('#promised td.promised')].find((e) =>
+        e.textContent.startsWith('40.0')); const style = getComputedStyle(cell);
+        return [style.getPropertyValue('--bar'), style.backgroundImage.slice(0, 15)]; })()""")
+    assert wide == ["0.400", "linear-gradient"]
+
+
 def test_an_axis_fits_what_is_shown(fresh):
     lowest = ("Math.min(...[...document.querySelectorAll('#group-0 .plot .axis text[text-anchor=end]')].map((e) => "
               "Number(e.textContent)).filter((v) => v > 0))")

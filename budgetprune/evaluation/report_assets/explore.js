@@ -26,9 +26,9 @@ function render() {
     key.setAttribute("aria-pressed", String(view.shown.has(slot)));
     key.hidden = view.task !== "all" && !data.groups[view.task].curves.some((c) => c.slot === slot);
   }
-  for (const row of all("tr[data-group]")) {
+  for (const row of all("[data-group]")) {
     const method = row.dataset.slot === undefined || view.shown.has(Number(row.dataset.slot));
-    row.hidden = !method || (view.task !== "all" && row.dataset.group !== view.task);
+    row.toggleAttribute("hidden", !method || (view.task !== "all" && row.dataset.group !== view.task));  // SVG has no .hidden
   }
   const rows = all("#every-cell tbody tr"), seen = rows.filter((row) => !row.hidden).length;
   byId("rows-shown").textContent = seen < rows.length ? `; ${seen} of ${rows.length} are shown, as chosen above` : "";

@@ -42,7 +42,7 @@ function middle(point) {
 
 // holder: an element that charts come and go in.
 function listen(holder) {
-  const points = () => all(".pt", holder).filter((p) => !p.closest(".single") || p.closest(".on, .full"));
+  const points = () => all(".pt", holder).filter((p) => !p.closest("[hidden]") && (!p.closest(".single") || p.closest(".on, .full")));
   const seek = (event) => {
     let best = null, least = 26;
     for (const point of points()) {
@@ -66,5 +66,5 @@ function listen(holder) {
     explain(list[now < 0 ? (step > 0 ? 0 : list.length - 1) : (now + step + list.length) % list.length] ?? null);
   });
 }
-all(".plot, .panels figure").forEach(listen);
+all(".plot, .panels figure, .even-charts figure").forEach(listen);
 addEventListener("scroll", () => at && explain(null), { passive: true });
