@@ -106,6 +106,12 @@ class Compressor(nn.Module, Selector):
                              f"made for {self.site}")
         self.require([keep])
 
+    def bind_shape(self, shape, keep: int) -> None:
+        """As bind, for a model of which only a cost.VlmShape is known; without a copy of the projector."""
+        tower = shape.tower
+        self.bind(Site(shape.projector.matrices[0][0], (tower.side, tower.side), tower.hidden, tower.layers,
+                       shape.decoder.hidden), keep)
+
     def _copied(self, projector):
         weights = list(projector.parameters())
         if any(weight.is_meta for weight in weights):
@@ -159,11 +165,9 @@ class Compressor(nn.Module, Selector):
 def priced(method: Compressor, shape, keep: int, words: int) -> int:
     """FLOPs of compressing one image in a model of this shape (a cost.VlmShape), with reading a question of so many
     words where the method hears one. The method is new, and has no weights worth having behind it."""
-    tower, side = shape.tower, shape.tower.side
-    site = Site(shape.projector.matrices[0][0], (side, side), tower.hidden, tower.layers, shape.decoder.hidden)
     with torch.device("meta"):
-        method.bind(site, keep)
-    return method.flops(site.tokens, site.width, keep) + method.asking_flops(words, shape.decoder)
+        method.bind_shape(shape, keep)
+    return method.flops(method.site.tokens, method.site.width, keep) + method.asking_flops(words, shape.decoder)
 
 
 def linear_flops(module: nn.Module) -> int:

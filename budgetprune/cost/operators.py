@@ -41,16 +41,20 @@ def pointwise(name, values, fused) -> list[Operator]:
     return [] if fused else [Operator(name, 0, 0, values)]
 
 
-def tower_operators(tower: TowerShape, runs=1, grids=None, *, fused=True) -> list[Operator]:
-    """`runs` crops through the tower, or the packed pictures of `grids`, ((frames, rows, columns), ...) in patches."""
+def tower_operators(tower: TowerShape, runs=1, grids=None, *, extra=0, fused=True) -> list[Operator]:
+    """`runs` crops through the tower, or the packed pictures of `grids`, ((frames, rows, columns), ...) in patches.
+
+    extra: tokens behind the patches of each crop or frame, which see them all; windows do not see them.
+    """
     width, head_dim = tower.hidden, tower.hidden // tower.heads
     if grids is None:
-        patches, rows = runs * tower.patches, runs * (tower.patches + tower.class_token)
-        whole = windowed = runs * (tower.patches + tower.class_token) ** 2
+        row = tower.patches + tower.class_token + extra
+        patches, rows = runs * tower.patches, runs * row
+        whole = windowed = runs * row**2
     else:
-        patches = rows = sum(t * h * w for t, h, w in grids)
-        whole = sum(t * (h * w) ** 2 for t, h, w in grids)
-        windowed = sum(t * _squares(h, tower.window) * _squares(w, tower.window) for t, h, w in grids)
+        patches, added = sum(t * h * w for t, h, w in grids), extra * sum(t for t, _, _ in grids)
+        rows, whole = patches + added, sum(t * (h * w + extra) ** 2 for t, h, w in grids)
+        windowed = sum(t * _squares(h, tower.window) * _squares(w, tower.window) for t, h, w in grids) + added
     if not rows:
         return []
     each = [product("linear", rows, *matrix) for matrix in tower.matrices]

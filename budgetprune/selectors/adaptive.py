@@ -59,18 +59,30 @@ class Adaptive(nn.Module, Selector):
              state_dim: int | None = None) -> None:
         """Makes the controller for a model with these widths of features and text, and patches (None: any number).
 
-        tower, state_dim: with fusion="encoder" the model's vision tower, and the width of its states where they leave
-        it, several layers' side by side in some models.
+        tower, state_dim: with fusion="encoder" the model's vision tower, or its TokenCost, and the width of its states
+        where they leave it, several layers' side by side in some models.
         """
         if self.controller is not None:
             return
         if self.budget_in_tower:
             if tower is None:
                 raise ValueError("tower must be given with fusion 'encoder': the vision tower that the budget enters")
-            self.token_cost = TokenCost.of(tower)
+            self.token_cost = tower if isinstance(tower, TokenCost) else TokenCost.of(tower)
             self.token = BudgetToken(BudgetEmbedding(self.token_cost.width), self.token_cost.width, self.token_position)
             state_dim = state_dim or self.token_cost.width
         self.controller = self._made(vision_dim, num_patches, text_dim, state_dim=state_dim, **self._options)
+
+    def bind_shape(self, shape, keep: int | None = None) -> None:
+        """As bind, for a model of which only a cost.VlmShape is known."""
+        tower, before = shape.tower, shape.projector.selects_before
+        whole = tower.layers if tower.window is None else len(tower.whole_layers)
+        patches = None if shape.packed else tower.side**2
+        one_grid = not shape.packed and shape.tiling is None and shape.projector.merge == 1
+        linear = tower.layers * sum(inputs * outputs for inputs, outputs in tower.matrices)
+        token = TokenCost(linear, tower.hidden, whole, tower.layers - whole, patches,
+                          shape.projector.merge**2 if shape.packed else 1, int(tower.class_token))
+        self.bind(shape.projector.matrices[0][0] if before else shape.decoder.hidden, patches if one_grid else None,
+                  shape.decoder.hidden, token)
 
     def _made(self, vision_dim, num_patches, text_dim, **options):
         return VisionTokenController(vision_dim, num_patches, **options)
