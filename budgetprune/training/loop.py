@@ -10,7 +10,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..models import Pruning, from_pretrained, prune
-from ..models.adapter import load_weights, save_pretrained
+from ..models.adapter import load_adapter, load_weights, save_pretrained
 from .config import TrainConfig
 from .run_folder import begin, go_on, is_finished, seal
 from .terminal import deferred_interrupts
@@ -114,7 +114,7 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     """
     out_dir = Path(out_dir)
     if resume and is_finished(out_dir, config):
-        return from_pretrained(model, out_dir)
+        return finished(model, out_dir)
     # What is wrong with the method shows here, before anything of an earlier run is replaced.
     prune(model, config.method, **config.budget, **config.options).remove()
     begin(out_dir, config, resume)
@@ -133,6 +133,14 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
         trained.save_pretrained(out_dir)
     save_pretrained(model, out_dir)
     seal(trainer, out_dir)
+    return pruning
+
+
+def finished(model: nn.Module, out_dir) -> Pruning:
+    """The model as the run in `out_dir` left it: pruned, with LoRA and whatever else was trained of its own."""
+    pruning = from_pretrained(model, out_dir)
+    load_adapter(model, out_dir)
+    model.eval()
     return pruning
 
 

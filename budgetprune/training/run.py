@@ -13,11 +13,11 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..catalog import build
-from ..models import Pruning, from_pretrained, prune
+from ..models import Pruning, prune
 from ..models.adapter import replace_file
 from ..models.base import family_of
 from .chat import Chat
-from .loop import Report, attach
+from .loop import Report, attach, finished
 from .order import Order
 from .records import Records, open_records
 from .run_config import RunConfig
@@ -72,7 +72,7 @@ def train_on_conversations(load: Callable[[torch.dtype], tuple], config: RunConf
     model, processor = load(dtype_of(config))
     check_model(model, config)
     if resume and is_finished(out_dir, config.pruner):
-        return Trained(from_pretrained(model, out_dir), config.pruner.steps * config.pruner.batch_size, None)
+        return Trained(finished(model, out_dir), config.pruner.steps * config.pruner.batch_size, None)
     chat = Chat(processor, family_of(model).token_ids(model).values(), config.max_length)
     stream = ConversationStream(records, items, order, chat, config.images and Path(config.images),
                                 config.pruner.steps * config.pruner.batch_size)

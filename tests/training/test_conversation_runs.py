@@ -13,6 +13,11 @@ from conversation_files import digits_rows
 from run_ranks import CASES, config_of, load, train
 
 import budgetprune
+from budgetprune import tasks
+from budgetprune.evaluation.config import EvalConfig
+from budgetprune.evaluation.prompts import prepare
+from budgetprune.evaluation.run import entered
+from budgetprune.models.adapter import load_adapter
 from budgetprune.training import run, run_config
 from budgetprune.training.base_model import CHECKPOINTS, build_base
 from budgetprune.training.run import train_on_conversations
@@ -133,6 +138,43 @@ def test_projector_and_pruner_are_one_adapter_that_evaluation_loads(data, whole)
         own = next(n for n in loaded if n.endswith(name.removeprefix("model.")))
         assert torch.equal(loaded[own], value)
         assert not torch.equal(start[name.replace("modules_to_save.default.", "")], value)
+
+
+@pytest.mark.parametrize("case", ["lora", "question"])
+def test_evaluation_gives_every_cell_its_own_weights_and_the_model_back(data, whole, case):
+    folder = whole[case][3]
+    method = run_ranks.CASES[case]["pruner"].method
+    model, processor = load(torch.float32)
+    own = dict(model.named_modules())
+    config = EvalConfig(("none", method, "uniform"), (4, 8), pruners={method: folder})
+    inputs = prepare(processor, tasks.build("digits").samples("test", 2, 0), model)
+
+    def logits(method, keep):
+        with entered(model, method, keep, config) as (active, _), torch.no_grad():
+            return active(**inputs).logits
+
+    before = [logits("none", None), logits("uniform", 8)]
+    trained = [logits(method, keep) for keep in (4, 8, 4)]
+    assert torch.equal(trained[0], trained[2]) and trained[0].shape != trained[1].shape
+    after = [logits("none", None), logits("uniform", 8)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    assert all(module is own[name] for name, module in model.named_modules()) and len(own) == len(
+        list(model.named_modules()))
+    again, _ = load(torch.float32)
+    budgetprune.from_pretrained(again, folder, keep=8)
+    start = again(**inputs).logits
+    assert not torch.allclose(start, trained[1], atol=1e-6), "LoRA and projector make no difference"
+
+
+def test_a_finished_run_loads_all_that_it_trained(data, whole):
+    for case in ("lora", "question"):
+        *_, folder = whole[case]
+        model = train(data, folder, case)[3]
+        fresh, processor = load(torch.float32)
+        budgetprune.from_pretrained(fresh, folder)
+        inputs = prepare(processor, tasks.build("digits").samples("test", 2, 0), fresh)
+        with torch.no_grad():
+            assert torch.equal(model(**inputs).logits, load_adapter(fresh, folder)(**inputs).logits)
 
 
 def test_half_precision_trains_what_it_trains_in_float32(data, whole, tmp_path):

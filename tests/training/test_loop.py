@@ -105,11 +105,14 @@ def test_lora_is_trained_with_the_pruner_and_saved_in_one_adapter(tmp_path):
     assert any("lora_B" in name and value.abs().max() > 0 for name, value in saved.items())
     assert any("budget_pruner" in name for name in saved)
     assert (tmp_path / "budgetprune_config.json").is_file()
-    fresh = make_llava()
+    fresh, again, batch = make_llava(), make_llava(), make_batch()
     budgetprune.from_pretrained(fresh, tmp_path)
-    loaded, batch = PeftModel.from_pretrained(fresh, tmp_path).eval(), make_batch()
+    loaded = PeftModel.from_pretrained(fresh, tmp_path).eval()
+    train_pruner(again, Stream(), tmp_path, config)  # finished: it is loaded, LoRA too
     with torch.no_grad():
-        assert loaded(**batch).logits.shape[1] < batch["input_ids"].shape[1]
+        expected = model(**batch).logits
+        assert expected.shape[1] < batch["input_ids"].shape[1]
+        assert torch.equal(loaded(**batch).logits, expected) and torch.equal(again(**batch).logits, expected)
 
 
 @pytest.mark.parametrize("arguments, error, match", [
