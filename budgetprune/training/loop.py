@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..models import Pruning, from_pretrained, prune
 from ..models.adapter import load_adapter, load_weights, save_pretrained
+from ..models.base import family_of
 from .config import TrainConfig
 from .run_folder import begin, go_on, is_finished, seal
 from .terminal import deferred_interrupts
@@ -115,8 +116,7 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     out_dir = Path(out_dir)
     if resume and is_finished(out_dir, config):
         return finished(model, out_dir)
-    # What is wrong with the method shows here, before anything of an earlier run is replaced.
-    prune(model, config.method, **config.budget, **config.options).remove()
+    check(model, config)
     begin(out_dir, config, resume)
     trained, pruning = attach(model, config)
     arguments = arguments_of(config, out_dir)
@@ -134,6 +134,14 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     save_pretrained(model, out_dir)
     seal(trainer, out_dir)
     return pruning
+
+
+def check(model: nn.Module, config: TrainConfig) -> None:
+    """Says what is wrong with method and counts before anything of an earlier run is replaced."""
+    prune(model, config.method, **config.budget, **config.options).remove()
+    tokens = family_of(model).features(model)[1]
+    if tokens is not None and config.k_max > tokens:
+        raise ValueError(f"k_max must be at most N={tokens}, the image tokens of this model, got {config.k_max}")
 
 
 def finished(model: nn.Module, out_dir) -> Pruning:

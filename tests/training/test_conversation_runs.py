@@ -256,6 +256,16 @@ def test_a_bad_configuration_is_refused_by_name_before_anything_is_loaded(monkey
         RunConfig("m", "d", **changes)
 
 
+@pytest.mark.parametrize("changes, error, match", [
+    ({"images": "nowhere"}, FileNotFoundError, "images must be a folder, got nowhere, which is none"),
+    ({"data": ""}, ValueError, "data must be a name or a path, got ''"),
+])
+def test_what_is_not_there_is_said_before_a_model_is_loaded_or_a_file_written(data, tmp_path, changes, error, match):
+    with pytest.raises(error, match=match):
+        train_on_conversations(None, replace(config_of(data, "pruner"), **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_the_model_or_the_processes_cannot_do_is_said(data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="fsdp must have several processes to divide the weights over, got one"):
         train(data, tmp_path / "fsdp", "pruner", fsdp=True)

@@ -148,11 +148,15 @@ def test_a_bad_configuration_is_refused_by_name(field, value, match):
         TrainConfig(**{field: value})
 
 
-def test_a_method_that_its_model_refuses_leaves_the_finished_run_alone(tmp_path):
+@pytest.mark.parametrize("changes, match", [
+    ({"options": {"use_cls": True}}, "use_cls must be False in LlavaForConditionalGeneration"),
+    ({"k_max": 17}, "k_max must be at most N=16, the image tokens of this model, got 17"),
+])
+def test_what_its_model_refuses_leaves_the_finished_run_alone(tmp_path, changes, match):
     train_pruner(make_llava(), Stream(), tmp_path, CONFIG)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    model, wrong = make_model("llava_siglip"), replace(CONFIG, options={"use_cls": True})
-    with pytest.raises(ValueError, match="use_cls must be False in LlavaForConditionalGeneration"):
-        train_pruner(model, Stream(), tmp_path, wrong, resume=False)
+    model = make_model("llava_siglip")
+    with pytest.raises(ValueError, match=match):
+        train_pruner(model, Stream(), tmp_path, replace(CONFIG, **changes), resume=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert "budget_pruner" not in model._modules
