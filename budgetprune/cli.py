@@ -76,15 +76,17 @@ def doctor():
     Console().print(table)
 
 
-LISTS = ("--budgets", "-k", "--methods", "-m", "--tasks")
+# {command: its lists that may be written with spaces}; `cost` has a model's name behind its own, which is no number.
+LISTS = {"eval": ("--budgets", "-k", "--methods", "-m", "--tasks", "--layers"), "ablate": ("--budgets", "-k"),
+         "paper": ("--tasks",), "cost": ("--keep",)}
 
 
 def joined(arguments: list[str]) -> list[str]:
     """`eval --budgets 4 8 12` as `eval --budgets 4,8,12`: lists may be written with spaces as well as with commas."""
     out: list[str] = []
     for argument in arguments:
-        open_list = out[:1] == ["eval"] and len(out) > 2 and out[-2] in LISTS
-        if open_list and not argument.startswith("-"):
+        open_list = len(out) > 2 and out[-2] in LISTS.get(out[0], ())
+        if open_list and not argument.startswith("-") and (out[0] != "cost" or argument[:1].isdigit()):
             out[-1] += f",{argument}"
         else:
             out.append(argument)
@@ -105,7 +107,7 @@ def main() -> None:
         raise SystemExit(code or 0)
     except Exception as error:
         wrong_usage = getattr(error, "format_message", None)  # how typer says that the arguments do not fit
-        if wrong_usage is None and not isinstance(error, (ValueError, TypeError, FileNotFoundError)):
+        if wrong_usage is None and not isinstance(error, (ValueError, TypeError, OSError)):
             raise
         console.print(f"[red]error:[/] {escape(wrong_usage() if wrong_usage else str(error))}", highlight=False)
         raise SystemExit(2) from None

@@ -33,7 +33,7 @@ def train_base(out: Annotated[Path | None, typer.Option("--out", "-o", help="Def
                steps: Annotated[int | None, typer.Option(help="Steps of the whole model.")] = None,
                seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0, resume: Resume = True,
                task: DrawnTask = "digits"):
-    """Make the tiny LLaVA of a task from nothing (about ten minutes on two cores)."""
+    """Make the tiny LLaVA of a task from nothing (digits: five minutes on two cores, shapes: a quarter of an hour)."""
     from .training import train_base as make
 
     given = {name: value for name, value in (("vision_steps", vision_steps), ("steps", steps)) if value is not None}

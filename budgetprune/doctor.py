@@ -7,7 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 FLOORS = {"torch": "2.11", "transformers": "5.23", "peft": "0.17", "accelerate": "1.0"}
 
-BUILD_ADVICE = "install the CUDA toolkit and reinstall: pip install --no-build-isolation ."
+REINSTALL = "pip install 'setuptools>=77' wheel ninja 'pybind11>=2.13', then pip install --no-build-isolation ."
+BUILD_ADVICE = f"install the CUDA toolkit and reinstall: {REINSTALL}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def _kernels():
 
     if FACTS is None:
         yield Finding("compiled kernels", False, f"plain-torch references serve: {PROBLEM}",
-                      "install g++ and reinstall: pip install --no-build-isolation .")
+                      f"install g++ and reinstall: {REINSTALL}")
         return
     yield Finding("compiled kernels", True, f"C++ by g++ {FACTS['compiler']}, "
                   f"stable ABI from torch {FACTS['stable_abi_target']}")

@@ -5,12 +5,28 @@ import json
 import pytest
 import task_files
 
+from budgetprune.cli import joined
 from budgetprune.training.base_model import CHECKPOINTS, load_base
 
 
 @pytest.fixture
 def run(command):
     return command
+
+
+@pytest.mark.parametrize("typed, read", [
+    ("eval -m random uniform -k 4 8 --samples 2", "eval -m random,uniform -k 4,8 --samples 2"),
+    ("ablate --budgets 4 8 --vary tau=1", "ablate --budgets 4,8 --vary tau=1"),
+    ("cost --keep 576 144 llava-1.5-7b", "cost --keep 576,144 llava-1.5-7b"),
+    ("report runs/a runs/b", "report runs/a runs/b"),
+])
+def test_lists_may_be_written_with_spaces(typed, read):
+    assert joined(typed.split()) == read.split()
+
+
+def test_a_folder_where_a_file_is_to_be_written_is_one_line(run, tmp_path):
+    code, said = run("plan", "--flops", "2e12", "--out", tmp_path)
+    assert code == 2 and said.splitlines()[-1].startswith("error:") and str(tmp_path) in said, said
 
 
 def test_train_eval_and_report_hang_together(run, tmp_path):

@@ -76,7 +76,7 @@ def cuda_findings(monkeypatch, asked="auto", kernels="cupy", problem=None, gpu=T
     ({"kernels": "nvcc", "archs": "80 90"}, True, "in the binary, for sm_80, sm_90", ""),
     ({"kernels": "nvcc", "asked": "nvcc"}, False, "none in the binary", "install the CUDA toolkit and reinstall"),
     ({"gpu": False}, True, "without a GPU nothing is missing", ""),
-    ({"problem": "CuPy is not installed"}, False, "plain-torch references serve", "pip install 'budgetprune[cuda]'"),
+    ({"problem": "CuPy is not installed"}, False, "plain-torch references serve", "no-build-isolation '.[cuda]'"),
     ({"problem": "CuPy is not installed", "asked": "cupy"}, False, "CUDA tensors raise an error", "[cuda12]"),
     ({}, True, "CuPy 14.2.0 (NVRTC 13.0) compiles them at their first use", ""),
     ({"kernels": "reference", "asked": "reference"}, False, "plain-torch references serve", "unset the variable"),

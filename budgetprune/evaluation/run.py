@@ -14,6 +14,7 @@ from torch import nn
 
 from ..catalog import find
 from ..models import from_pretrained, prune
+from ..models.adapter import load_adapter
 from ..models.base import Family, family_of
 from ..tasks import Task
 from . import answers, pictures, record
@@ -182,18 +183,24 @@ def entered(model: nn.Module, method: str, keep: int | float | None, config: Eva
         with prune(model, method, keep=keep, seed=config.seed, **config.options.get(method, {})) as pruning:
             yield model, pruning
         return
-    with from_pretrained(model, folder, keep=keep) as pruning:
-        if not (Path(folder) / "adapter_config.json").is_file():
-            yield model, pruning
-            return
-        from peft import PeftModel
+    with from_pretrained(model, folder, keep=keep) as pruning, adapted(model, folder) as active:
+        yield active, pruning
 
-        trained = {name: p.requires_grad for name, p in model.named_parameters()}
-        adapted = PeftModel.from_pretrained(model, folder).eval()
-        try:
-            yield adapted, pruning
-        finally:
-            adapted.unload()
+
+@contextmanager
+def adapted(model: nn.Module, folder) -> Iterator[nn.Module]:
+    """`model`, pruned as in `folder`, with what was trained of its own weights; afterwards its own modules again."""
+    own, trained = dict(model.named_modules()), {name: p.requires_grad for name, p in model.named_parameters()}
+    adapter = load_adapter(model, folder)
+    try:
+        yield adapter
+    finally:
+        if adapter is not model:
+            adapter.unload()
+            for name, module in own.items():  # in whose place peft leaves the trained copy, hooks of ours on it
+                parent, _, last = name.rpartition(".")
+                if name and getattr(model.get_submodule(parent), last) is not module:
+                    setattr(model.get_submodule(parent), last, module)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(trained[name])
 

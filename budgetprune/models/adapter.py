@@ -109,6 +109,17 @@ def load_weights(model: nn.Module, folder) -> None:
             raise ValueError(f"the pruner in {folder} was trained for another model: {error}") from error
 
 
+def load_adapter(model: nn.Module, folder) -> nn.Module:
+    """The peft model of the LoRA and the modules that were trained beside the pruner in `folder`, around `model`, which
+    is pruned with it; `model` itself where there are none. It changes layers of `model`.
+    """
+    if not (Path(folder) / "adapter_config.json").is_file():
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder).eval()
+
+
 def replace_file(path: Path, write) -> None:
     """write(another path beside it), then rename: nobody ever sees half of the file."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # not mkstemp, whose files only their owner may read

@@ -239,6 +239,6 @@ def made(cls: type[Selector], /, **options) -> Selector:
     try:
         known.bind(**options)
     except TypeError as error:
-        raise ValueError(f"{cls.name} takes the options {list(known.parameters)}, got {sorted(options)}: "
-                         f"{error}") from None
+        wrong = sorted(options.keys() - known.parameters.keys()) or sorted(options)
+        raise ValueError(f"{cls.name} takes the options {list(known.parameters)}, got {wrong}: {error}") from None
     return cls(**options)

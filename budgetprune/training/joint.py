@@ -82,9 +82,36 @@ def attach(model: nn.Module, config: JointConfig) -> tuple[Pruning | None, Depth
         parts += [family.projector(model)] if family.before_projector else []
         for part in parts:
             part.requires_grad_(True)
+    return pruned(model, config)
+
+
+def pruned(model: nn.Module, config: JointConfig) -> tuple[Pruning | None, DepthPruning | None]:
     tokens = config.method and prune(model, config.method, keep=1.0, **config.options)
-    depth = config.depth and prune_depth(model, config.depth, budget=1.0, seed=config.seed, **config.depth_options)
+    try:
+        depth = config.depth and prune_depth(model, config.depth, budget=1.0, seed=config.seed, **config.depth_options)
+    except BaseException:
+        if tokens:
+            tokens.remove()
+        raise
     return tokens, depth
+
+
+def priced(model: nn.Module, config: JointConfig) -> tuple[VlmShape, int]:
+    """(shape, layers that always run) of a model that can be trained so; leaves it as it is. ValueError: it cannot."""
+    if family_of(model).features(model)[1] is None:
+        raise ValueError(f"model must have as many tokens for every image, or one share of FLOPs is another K for "
+                         f"each: {type(model).__name__} has not")
+    shape = VlmShape.from_config(model.config)
+    tokens, depth = pruned(model, config)
+    prefix = depth.scheduler.prefix if depth else shape.decoder.layers
+    for pruning in (depth, tokens):
+        if pruning:
+            pruning.remove()
+    try:
+        config.pairs(shape, config.share_min, prefix)
+    except ValueError as error:
+        raise ValueError(f"share_min must be larger: {error}") from error
+    return shape, prefix
 
 
 def train_joint(model: nn.Module, dataset, out_dir, config: JointConfig, *, resume: bool = True,
@@ -96,7 +123,7 @@ def train_joint(model: nn.Module, dataset, out_dir, config: JointConfig, *, resu
     the same result; finished, it only loads. LoRA and tuned weights change `model` itself.
 
     Args:
-        model: a LLaVA or LLaVA-NeXT, whose cost is known by formula.
+        model: one with as many tokens for every image, as LLaVA-1.5 has, so that a budget of FLOPs is known before.
         dataset: map-style; items are forward arguments with labels, one answer each, item i always the same.
         out_dir: for the pruners' files, tuned_model.safetensors, train_config.json, train_log.jsonl.
         resume: False begins anew. tell: called with (step, values).
@@ -106,14 +133,9 @@ def train_joint(model: nn.Module, dataset, out_dir, config: JointConfig, *, resu
     out_dir = Path(out_dir)
     if resume and is_finished(out_dir, config):
         return joint_from_pretrained(model, out_dir)
-    shape = VlmShape.from_config(model.config)
+    shape, prefix = priced(model, config)
     begin(out_dir, config, resume)
     tokens, depth = attach(model, config)
-    prefix = depth.scheduler.prefix if depth else shape.decoder.layers
-    try:
-        config.pairs(shape, config.share_min, prefix)
-    except ValueError as error:
-        raise ValueError(f"share_min must be larger: {error}") from error
     arguments = arguments_of(config, out_dir)
     with deferred_interrupts() as interrupted:
         report = JointReport(model, lambda step: config.drawn(shape, step, prefix), tell, config.noise * config.steps,

@@ -10,7 +10,8 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..models import Pruning, from_pretrained, prune
-from ..models.adapter import load_weights, save_pretrained
+from ..models.adapter import load_adapter, load_weights, save_pretrained
+from ..models.base import family_of
 from .config import TrainConfig
 from .run_folder import begin, go_on, is_finished, seal
 from .terminal import deferred_interrupts
@@ -114,9 +115,8 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
     """
     out_dir = Path(out_dir)
     if resume and is_finished(out_dir, config):
-        return from_pretrained(model, out_dir)
-    # What is wrong with the method shows here, before anything of an earlier run is replaced.
-    prune(model, config.method, **config.budget, **config.options).remove()
+        return finished(model, out_dir)
+    check(model, config)
     begin(out_dir, config, resume)
     trained, pruning = attach(model, config)
     arguments = arguments_of(config, out_dir)
@@ -133,6 +133,22 @@ def train_pruner(model: nn.Module, dataset, out_dir, config: TrainConfig, *, res
         trained.save_pretrained(out_dir)
     save_pretrained(model, out_dir)
     seal(trainer, out_dir)
+    return pruning
+
+
+def check(model: nn.Module, config: TrainConfig) -> None:
+    """Says what is wrong with method and counts before anything of an earlier run is replaced."""
+    prune(model, config.method, **config.budget, **config.options).remove()
+    tokens = family_of(model).features(model)[1]
+    if tokens is not None and config.k_max > tokens:
+        raise ValueError(f"k_max must be at most N={tokens}, the image tokens of this model, got {config.k_max}")
+
+
+def finished(model: nn.Module, out_dir) -> Pruning:
+    """The model as the run in `out_dir` left it: pruned, with LoRA and whatever else was trained of its own."""
+    pruning = from_pretrained(model, out_dir)
+    load_adapter(model, out_dir)
+    model.eval()
     return pruning
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .conversations import ROLES
+
 IMAGE_COLUMNS = ("image", "images")
 TURN_COLUMNS = ("conversations", "messages", "texts")
-ROLES_THAT_ANSWER = ("gpt", "assistant")
 BETWEEN = re.compile(r"[\s,]*")
 
 
@@ -103,8 +104,8 @@ def _answers(row) -> int:
     turns = next((row[column] for column in TURN_COLUMNS if row.get(column)), None) if isinstance(row, dict) else None
     if not isinstance(turns, list):
         return 1
-    return max(1, sum(isinstance(turn, dict) and (turn.get("from") or turn.get("role") or "gpt") in ROLES_THAT_ANSWER
-                      for turn in turns))
+    roles = [str(turn.get("from") or turn.get("role") or "gpt").lower() for turn in turns if isinstance(turn, dict)]
+    return max(1, sum(ROLES.get(role) == "assistant" for role in roles))
 
 
 class HubRecords(Records):

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..catalog import build
-from ..models import Pruning, from_pretrained, prune
+from ..models import Pruning
 from ..models.adapter import replace_file
 from ..models.base import family_of
 from .chat import Chat
-from .loop import Report, attach
+from .loop import Report, attach, check, finished
 from .order import Order
 from .records import Records, open_records
 from .run_config import RunConfig
@@ -60,6 +60,8 @@ def train_on_conversations(load: Callable[[torch.dtype], tuple], config: RunConf
     ValueError: `out_dir` holds another run, the model or its chat template cannot be trained, or too many samples
     cannot be read.
     """
+    if config.images is not None and not Path(config.images).is_dir():
+        raise FileNotFoundError(f"images must be a folder, got {config.images}, which is none")
     out_dir, records = Path(out_dir), open_records(config.data)
     items = Items(records, one_question=config.by_question, with_text=config.with_text)
     if not len(items.images) + len(items.texts):
@@ -72,7 +74,7 @@ def train_on_conversations(load: Callable[[torch.dtype], tuple], config: RunConf
     model, processor = load(dtype_of(config))
     check_model(model, config)
     if resume and is_finished(out_dir, config.pruner):
-        return Trained(from_pretrained(model, out_dir), config.pruner.steps * config.pruner.batch_size, None)
+        return Trained(finished(model, out_dir), config.pruner.steps * config.pruner.batch_size, None)
     chat = Chat(processor, family_of(model).token_ids(model).values(), config.max_length)
     stream = ConversationStream(records, items, order, chat, config.images and Path(config.images),
                                 config.pruner.steps * config.pruner.batch_size)
@@ -136,7 +138,7 @@ def check_model(model: nn.Module, config: RunConfig) -> None:
     if family.prefix_lm and method.acts_on == "attention":
         raise ValueError(f"model must have causal attention, in which gates act: {type(model).__name__}'s prompt sees "
                          "itself in both directions")
-    prune(model, own.method, **own.budget, **own.options).remove()
+    check(model, own)
     if config.train_projector:
         if method.fixed_count and method.options().get("train_projector"):
             raise ValueError(f"train_projector must be False for {own.method}, which trains a projector of its own, or "

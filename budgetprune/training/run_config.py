@@ -68,6 +68,9 @@ class RunConfig:
         if not number("model_learning_rate", self.model_learning_rate) > 0:
             raise ValueError(f"model_learning_rate must be positive, got {self.model_learning_rate}")
         number("max_skipped", self.max_skipped, 0, 1)
+        for name in ("model", "data"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must be a name or a path, got {getattr(self, name)!r}")
         one_of("dtype", self.dtype, DTYPES)
         one_of("report_to", self.report_to, REPORTS)
         if self.fsdp and self.deepspeed:

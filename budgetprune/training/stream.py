@@ -64,14 +64,15 @@ class ConversationStream(Dataset):
 
     def _read(self, item: int):
         try:
-            row = self.records[self.items.rows[item]]
-        except ValueError as error:
-            raise BadSample(f"the row cannot be read: {error}") from error
-        conversation = read_conversation(row)
-        if self.items.answers is not None:
-            conversation = conversation.only(int(self.items.answers[item]))
-        images = [open_image(image, self.images) for image in conversation.images]
-        return self.chat(conversation, images), len(images)
+            conversation = read_conversation(self.records[self.items.rows[item]])
+            if self.items.answers is not None:
+                conversation = conversation.only(int(self.items.answers[item]))
+            images = [open_image(image, self.images) for image in conversation.images]
+            return self.chat(conversation, images), len(images)
+        except BadSample:
+            raise
+        except Exception as error:  # a broken file, or a chat template that refuses the roles: no row ends the run
+            raise BadSample(f"the row cannot be read: {type(error).__name__}: {error}") from error
 
     def _named(self, item: int) -> dict:
         """How the row is found again: its id, where it has one, and its number in the file."""
@@ -80,7 +81,7 @@ class ConversationStream(Dataset):
                                                                     "question": int(self.items.answers[item])}
         try:
             row = self.records[number]
-        except ValueError:
+        except Exception:  # which is the reason that is told
             row = None
         own = row.get("id") if isinstance(row, dict) else None
         return {"id": str(number) if own is None else str(own), **named}

@@ -124,6 +124,6 @@ assert kernel._launchers
 
 @pytest.mark.cuda
 def test_on_a_gpu_cupy_kernels_agree_with_the_cpu_and_are_captured_in_a_graph(tmp_path):
-    pytest.importorskip("cupy", reason="pip install 'budgetprune[cuda]'")
+    pytest.importorskip("cupy", reason="pip install --no-build-isolation '.[cuda]'")
     done = python(CONTRACT, BUDGETPRUNE_CUDA_KERNELS="cupy", BUDGETPRUNE_CACHE=str(tmp_path))
     assert done.returncode == 0, done.stderr

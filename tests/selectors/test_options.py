@@ -79,7 +79,7 @@ def test_the_error_says_what_was_wanted_and_what_came(method, options, error, ma
     ("fastv", {"name": "x"}, r"fastv takes the options \['layer'\], got \['name'\]"),
     ("uniform", {"layer": 3}, r"uniform takes the options \[\], got \['layer'\]"),
     ("adaptive_query", {"depth": 3, "tau": 1.0},
-     r"takes the options \['tau', .*'query_dim', .*\], got \['depth', 'tau'\]"),
+     r"takes the options \['tau', .*'query_dim', .*\], got \['depth'\]"),
 ])
 def test_an_option_of_an_unknown_name_is_told_the_known(method, options, match):
     with pytest.raises(ValueError, match=match):

@@ -13,6 +13,11 @@ from conversation_files import digits_rows
 from run_ranks import CASES, config_of, load, train
 
 import budgetprune
+from budgetprune import tasks
+from budgetprune.evaluation.config import EvalConfig
+from budgetprune.evaluation.prompts import prepare
+from budgetprune.evaluation.run import entered
+from budgetprune.models.adapter import load_adapter
 from budgetprune.training import run, run_config
 from budgetprune.training.base_model import CHECKPOINTS, build_base
 from budgetprune.training.run import train_on_conversations
@@ -135,6 +140,43 @@ def test_projector_and_pruner_are_one_adapter_that_evaluation_loads(data, whole)
         assert not torch.equal(start[name.replace("modules_to_save.default.", "")], value)
 
 
+@pytest.mark.parametrize("case", ["lora", "question"])
+def test_evaluation_gives_every_cell_its_own_weights_and_the_model_back(data, whole, case):
+    folder = whole[case][3]
+    method = run_ranks.CASES[case]["pruner"].method
+    model, processor = load(torch.float32)
+    own = dict(model.named_modules())
+    config = EvalConfig(("none", method, "uniform"), (4, 8), pruners={method: folder})
+    inputs = prepare(processor, tasks.build("digits").samples("test", 2, 0), model)
+
+    def logits(method, keep):
+        with entered(model, method, keep, config) as (active, _), torch.no_grad():
+            return active(**inputs).logits
+
+    before = [logits("none", None), logits("uniform", 8)]
+    trained = [logits(method, keep) for keep in (4, 8, 4)]
+    assert torch.equal(trained[0], trained[2]) and trained[0].shape != trained[1].shape
+    after = [logits("none", None), logits("uniform", 8)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    assert all(module is own[name] for name, module in model.named_modules()) and len(own) == len(
+        list(model.named_modules()))
+    again, _ = load(torch.float32)
+    budgetprune.from_pretrained(again, folder, keep=8)
+    start = again(**inputs).logits
+    assert not torch.allclose(start, trained[1], atol=1e-6), "LoRA and projector make no difference"
+
+
+def test_a_finished_run_loads_all_that_it_trained(data, whole):
+    for case in ("lora", "question"):
+        *_, folder = whole[case]
+        model = train(data, folder, case)[3]
+        fresh, processor = load(torch.float32)
+        budgetprune.from_pretrained(fresh, folder)
+        inputs = prepare(processor, tasks.build("digits").samples("test", 2, 0), fresh)
+        with torch.no_grad():
+            assert torch.equal(model(**inputs).logits, load_adapter(fresh, folder)(**inputs).logits)
+
+
 def test_half_precision_trains_what_it_trains_in_float32(data, whole, tmp_path):
     weights, rows, _, model = train(data, tmp_path, "lora", dtype="bf16", train_projector=True)
     assert all(value.dtype == torch.float32 for value in weights.values())
@@ -212,6 +254,16 @@ def test_a_bad_configuration_is_refused_by_name_before_anything_is_loaded(monkey
     monkeypatch.setattr(run_config, "find_spec", lambda name: None)
     with pytest.raises(error, match=match):
         RunConfig("m", "d", **changes)
+
+
+@pytest.mark.parametrize("changes, error, match", [
+    ({"images": "nowhere"}, FileNotFoundError, "images must be a folder, got nowhere, which is none"),
+    ({"data": ""}, ValueError, "data must be a name or a path, got ''"),
+])
+def test_what_is_not_there_is_said_before_a_model_is_loaded_or_a_file_written(data, tmp_path, changes, error, match):
+    with pytest.raises(error, match=match):
+        train_on_conversations(None, replace(config_of(data, "pruner"), **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_the_model_or_the_processes_cannot_do_is_said(data, tmp_path, monkeypatch):

@@ -111,6 +111,15 @@ def test_rows_of_a_json_file_are_read_one_by_one_where_they_lie(tmp_path, writte
     assert found.answers.tolist() == [1, 2, 1, 3, 1]
 
 
+@pytest.mark.parametrize("role", ["GPT", "Assistant"])
+def test_answers_are_counted_however_their_role_is_written(tmp_path, role):
+    turns = [{"from": who, "value": str(n)} for n in range(3) for who in ("Human", role)]
+    (tmp_path / "data.json").write_text(json.dumps([{"conversations": turns}]))
+    found = open_records(tmp_path / "data.json")
+    assert found.answers.tolist() == [3]
+    assert [turn.parts for turn in read_conversation(found[0]).only(2).turns] == [("2",), ("2",)]
+
+
 def test_a_jsonl_file_has_its_broken_lines_among_its_rows(tmp_path):
     path = tmp_path / "data.jsonl"
     lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import make_model
 from tiny import answered, make_batch, make_llava
 
 from budgetprune.cost import VlmShape
@@ -137,6 +138,17 @@ def test_wrong_configurations_are_named(arguments, error, match):
         JointConfig(**arguments)
 
 
-def test_a_budget_that_pays_for_nothing_is_refused_before_a_step(tmp_path):
-    with pytest.raises(ValueError, match="share_min must be larger: flops must pay for 16 image tokens in 1 layers"):
-        train_joint(make_llava(), Stream(), tmp_path, replace(CONFIG, method=None, options={}, share_min=0.1))
+@pytest.mark.parametrize("make, changes, match", [
+    (make_llava, {"method": None, "options": {}, "share_min": 0.1},
+     "share_min must be larger: flops must pay for 16 image tokens in 1 layers"),
+    (make_llava, {"depth_options": {"prefix": 99}}, "prefix must be"),
+    (lambda: make_model("llava_next"), {}, "model must have as many tokens for every image, .* LlavaNextForCond"),
+    (lambda: make_model("paligemma"), {}, "PaliGemma"),
+], ids=["budget", "prefix", "crops", "prefix-lm"])
+def test_what_cannot_be_trained_costs_neither_the_run_before_nor_the_model(tmp_path, make, changes, match):
+    (tmp_path / "train_log.jsonl").write_text("{}")
+    (tmp_path / "budgetprune_config.json").write_text("{}")
+    model = make()
+    with pytest.raises((ValueError, TypeError), match=match):
+        train_joint(model, Stream(), tmp_path, replace(CONFIG, **changes), resume=False)
+    assert len(list(tmp_path.iterdir())) == 2 and not {"budget_pruner", "budget_depth"} & set(model._modules)

@@ -105,11 +105,14 @@ def test_lora_is_trained_with_the_pruner_and_saved_in_one_adapter(tmp_path):
     assert any("lora_B" in name and value.abs().max() > 0 for name, value in saved.items())
     assert any("budget_pruner" in name for name in saved)
     assert (tmp_path / "budgetprune_config.json").is_file()
-    fresh = make_llava()
+    fresh, again, batch = make_llava(), make_llava(), make_batch()
     budgetprune.from_pretrained(fresh, tmp_path)
-    loaded, batch = PeftModel.from_pretrained(fresh, tmp_path).eval(), make_batch()
+    loaded = PeftModel.from_pretrained(fresh, tmp_path).eval()
+    train_pruner(again, Stream(), tmp_path, config)  # finished: it is loaded, LoRA too
     with torch.no_grad():
-        assert loaded(**batch).logits.shape[1] < batch["input_ids"].shape[1]
+        expected = model(**batch).logits
+        assert expected.shape[1] < batch["input_ids"].shape[1]
+        assert torch.equal(loaded(**batch).logits, expected) and torch.equal(again(**batch).logits, expected)
 
 
 @pytest.mark.parametrize("arguments, error, match", [
@@ -145,11 +148,15 @@ def test_a_bad_configuration_is_refused_by_name(field, value, match):
         TrainConfig(**{field: value})
 
 
-def test_a_method_that_its_model_refuses_leaves_the_finished_run_alone(tmp_path):
+@pytest.mark.parametrize("changes, match", [
+    ({"options": {"use_cls": True}}, "use_cls must be False in LlavaForConditionalGeneration"),
+    ({"k_max": 17}, "k_max must be at most N=16, the image tokens of this model, got 17"),
+])
+def test_what_its_model_refuses_leaves_the_finished_run_alone(tmp_path, changes, match):
     train_pruner(make_llava(), Stream(), tmp_path, CONFIG)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    model, wrong = make_model("llava_siglip"), replace(CONFIG, options={"use_cls": True})
-    with pytest.raises(ValueError, match="use_cls must be False in LlavaForConditionalGeneration"):
-        train_pruner(model, Stream(), tmp_path, wrong, resume=False)
+    model = make_model("llava_siglip")
+    with pytest.raises(ValueError, match=match):
+        train_pruner(model, Stream(), tmp_path, replace(CONFIG, **changes), resume=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert "budget_pruner" not in model._modules

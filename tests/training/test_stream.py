@@ -138,7 +138,35 @@ def test_a_broken_line_is_skipped_too(files):
     stream = stream_of(folder, name="data.jsonl")
     position = next(p for p in range(40) if stream.items.rows[next(stream.order.tries(p))] == 2)
     entry = stream[position]["skipped"][0]
-    assert entry["id"] == "2" and entry["reason"].startswith("the row cannot be read: Expecting property name")
+    assert entry["id"] == "2" and entry["reason"].startswith(
+        "the row cannot be read: JSONDecodeError: Expecting property name")
+
+
+def test_a_template_that_refuses_a_row_skips_the_row(files):
+    folder, rows = files
+    rows[2]["conversations"].insert(0, {"from": "system", "value": "be brief"})
+    (folder / "data.json").write_text(json.dumps(rows))
+    stream = stream_of(folder)
+    stream.chat.processor.chat_template = ("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no systems') }}"
+                                           "{% endif %}" + stream.chat.processor.chat_template)
+    position = next(p for p in range(40) if stream.items.rows[next(stream.order.tries(p))] == 2)
+    entry = stream[position]["skipped"][0]
+    assert (entry["id"], entry["reason"]) == ("canvas-2", "the row cannot be read: TemplateError: no systems")
+
+
+def test_a_file_that_cannot_be_read_at_one_place_skips_the_row(files, monkeypatch):
+    stream = stream_of(files[0])
+    read = type(stream.records).__getitem__
+
+    def broken(records, number):
+        if number == 2:
+            raise OSError(5, "Input/output error")
+        return read(records, number)
+
+    monkeypatch.setattr(type(stream.records), "__getitem__", broken)
+    position = next(p for p in range(40) if stream.items.rows[next(stream.order.tries(p))] == 2)
+    entry = stream[position]["skipped"][0]
+    assert entry["id"] == "2" and entry["reason"].endswith("OSError: [Errno 5] Input/output error")
 
 
 def test_a_folder_without_any_of_the_images_ends_at_once(files):

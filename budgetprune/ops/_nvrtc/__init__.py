@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from . import headers
 
-INSTALL = "pip install 'budgetprune[cuda]' (cupy-cuda13x), or 'budgetprune[cuda12]' for a torch built with CUDA 12"
+INSTALL = "pip install --no-build-isolation '.[cuda]' (cupy-cuda13x), or '.[cuda12]' for a torch built with CUDA 12"
 
 
 @lru_cache(None)
