@@ -1,5 +1,5 @@
 # make demo   train a pruner, measure it, leave runs/demo/report.html
-# make test   build everything, run all tests
+# make test   build everything, run all tests; those of the report page need a Chromium (Debian: apt-get install chromium)
 # make paper-small   the whole experiment in small: ablations over seeds, all methods on both tasks; about half an hour
 # make gpu-check   all that a GPU must show, under nine minutes; with PYTHON of your choice
 # The first two make .venv first. Nothing outside this folder is touched.
@@ -38,10 +38,12 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The real lmms-eval, without most of its requirements: they are for other models. vLLM's tests run where vLLM is.
+# Data sets of Hugging Face, TensorBoard and W&B (offline) too, whose tests `make test` skips.
 test-integrations: $(VENV)/.dev
-	$(PIP) --no-build-isolation --editable ".[integrations]"
+	$(PIP) --no-build-isolation --editable ".[integrations,train]" wandb
 	$(PIP) --no-deps lmms-eval==0.7.3
-	$(BIN)/python -m pytest tests/integrations
+	$(BIN)/python -m pytest tests/integrations tests/training/test_conversations.py tests/training/test_hub_data.py \
+		tests/training/test_trackers.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks --quiet --benchmark-disable-gc --benchmark-json=benchmarks/latest.json

@@ -1,6 +1,6 @@
 """The commands `budgetprune eval`, methods x budgets x tasks in one process or in several, and `budgetprune report`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -68,8 +68,9 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
              out: Out = Path("runs/eval"),
              model: Annotated[str | None, typer.Option(help="Folder of a model, or its name on the hub; default: the "
                                                        "task's own small LLaVA.")] = None,
-             pruner: Annotated[list[str] | None, typer.Option(help="Folder of a trained pruner, or TASK=folder; "
-                                                              "repeatable.")] = None,
+             pruner: Annotated[list[str] | None, typer.Option(help="Folder of a trained pruner, TASK=folder, or "
+                                                              "LABEL=folder where a method has several; repeatable."
+                                                              )] = None,
              task: Annotated[str | None, typer.Option(help="What is asked; default: digits.")] = None,
              tasks: Annotated[str | None, typer.Option(help="Several, with commas: digits,pope@random,gqa.")] = None,
              task_option: Annotated[list[str] | None, typer.Option(help="key=value of the task, TASK.key=value of one "
@@ -108,16 +109,18 @@ class _Asked:
 
     def __init__(self, entry: Entry, methods, budgets, samples, **config):
         from . import catalog
-        from .evaluation.run import EvalConfig, pruners_in
+        from .evaluation.config import EvalConfig, rounds_of
 
-        trained = pruners_in(entry.pruners)
+        (trained, called), *others = rounds_of(entry.pruners)
         names = listed("methods", methods)
         if names == ["all"]:
             names = [n for n in catalog.available() if n in trained or not catalog.find(n).trainable]
         counts = self.usual(entry) if budgets is None else [budget(b) for b in listed("budgets", budgets)]
         self.name, self.label = entry.name, entry.label
-        self.config = EvalConfig(names, counts, trained,
+        self.config = EvalConfig(names, counts, trained, labels=called,
                                  samples=None if samples == "all" else whole("samples", samples), **config)
+        self.rounds = [self.config] + [replace(self.config, methods=list(pruners), pruners=pruners, labels=labels)
+                                       for pruners, labels in others]
         self.recorded = self.made(entry)
 
     def usual(self, entry):
@@ -143,10 +146,10 @@ class _Asked:
         loaded, processor = model_for(self.name, model)
         return loaded.to(device), processor
 
-    def run(self, loaded, out, **options):
+    def run(self, loaded, out, config, **options):
         from .evaluation.run import evaluate
 
-        return evaluate(*loaded, self.task, out, self.config, **options)
+        return evaluate(*loaded, self.task, out, config, **options)
 
 
 class _OfLmmsEval(_Asked):
@@ -181,10 +184,10 @@ class _OfLmmsEval(_Asked):
             raise ValueError(f"model must be given for task {self.label}: a folder or a name on the hub")
         return LmmsEval(model, str(device), out, self.include_path, half=str(device) != "cpu")
 
-    def run(self, loaded, out, **options):
+    def run(self, loaded, out, config, **options):
         from .evaluation.lmms import evaluate_lmms
 
-        return evaluate_lmms(loaded, self.recorded, self.task, out, self.config, **options)
+        return evaluate_lmms(loaded, self.recorded, self.task, out, config, **options)
 
 
 def _sweep(asked, model, out, resume, processes):
@@ -198,8 +201,9 @@ def _sweep(asked, model, out, resume, processes):
             loaded, kind = one.load(model, processes.device(device()), out), one.kind
         with evaluating(one.label if len(asked) > 1 else "") as on_cell:
             name = Path(model).resolve().name if model else base_name(one.name)
-            records = one.run(loaded, out, model_name=name, resume=resume or number > 0, tell=on_cell,
-                              processes=processes)
+            for config in one.rounds:  # each leaves the records of all so far
+                records = one.run(loaded, out, config, model_name=name, tell=on_cell, processes=processes,
+                                  resume=resume or number > 0 or config is not one.rounds[0])
         tables.append(table_of(records))
     if processes.main:
         for table in tables:
@@ -216,7 +220,7 @@ def table_of(records) -> Table:
     for r in records:
         options = {k: v for k, v in r.method_options.items() if k in ("count", "fraction")}
         shown = "".join(f" ({'own' if k == 'count' else v})" for k, v in options.items())
-        table.add_row(r.method, f"{r.keep}{shown}", f"{r.accuracy:.4f}", "{:.4f} to {:.4f}".format(*r.ci95),
+        table.add_row(r.named, f"{r.keep}{shown}", f"{r.accuracy:.4f}", "{:.4f} to {:.4f}".format(*r.ci95),
                       *(_figure((r.metrics or {}).get(name), 1) for name in metrics),
                       _figure(r.prefill_flops, 1e9, 3), _figure(r.prefill_ms, 1, 2))
     return table

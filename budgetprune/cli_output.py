@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True)
+BETWEEN, ENTRY = re.compile(r"[\s,]*"), re.compile(r"[^\s,]+")
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 Base = Annotated[Path | None, typer.Option("--model", help="Folder of another small LLaVA, from train-base --out.")]
@@ -43,8 +44,21 @@ def progress(what: str, total: int | None = None):
 
 
 def listed(name: str, text: str) -> list[str]:
-    """The entries of a list of the command line, at least one."""
-    found = text.replace(",", " ").split()
+    """The entries of a list of the command line, at least one, apart by commas or spaces. Those within a JSON list,
+    object or string belong to it."""
+    found, at = [], BETWEEN.match(text).end()
+    while at < len(text):
+        stop = ENTRY.match(text, at).end()
+        if text[at] in '[{"':
+            try:
+                stop = json.JSONDecoder().raw_decode(text, at)[1]
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{name} must be JSON where it has brackets or quotes, got {text[at:]!r}: {error.msg}"
+                                 ) from None
+            if ENTRY.match(text, stop):
+                raise ValueError(f"{name} must have a comma between its entries, got {text[at:]!r}")
+        found.append(text[at:stop])
+        at = BETWEEN.match(text, stop).end()
     if not found:
         raise ValueError(f"{name} must name at least one, got {text!r}")
     return found

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .cli_output import console, listed, progress, value, whole
 
 
-def varied(entries: list[str]) -> dict[str, list]:
-    """{name: values} of entries name=value,value; values are JSON where they can be read so, else words.
+def varied(entries: list[str], option: str = "vary") -> dict[str, list]:
+    """{name: values} of entries name=value,value; values are JSON where they can be read so, such as [4,8], else words.
 
     ValueError: an entry that is none, or a name that comes twice.
     """
@@ -20,12 +21,13 @@ def varied(entries: list[str]) -> dict[str, list]:
         name, equals, text = entry.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name or name in found:
-            raise ValueError(f"vary must be name=value,value, once for each name, got {entry!r}")
-        found[name] = [value(word) for word in listed(f"vary {name}", text)]
+            raise ValueError(f"{option} must be name=value,value, once for each name, got {entry!r}")
+        found[name] = [value(word) for word in listed(f"{option} {name}", text)]
     return found
 
 
-def ablate(vary: Annotated[list[str], typer.Option(help="name=value,value of a setting of training; repeatable.")],
+def ablate(vary: Annotated[list[str], typer.Option(help="name=value,value of a setting of training, or k=8,[4,16]: one "
+                                                    "count, or one out of a list; repeatable.")],
            method: Annotated[str, typer.Option("--method", "-m", help="A trained one.")] = "adaptive",
            base: Annotated[list[str] | None, typer.Option("--set", help="name=value for all; repeatable.")] = None,
            seeds: Annotated[int, typer.Option(help="Trainings of each setting.")] = 5,
@@ -36,15 +38,13 @@ def ablate(vary: Annotated[list[str], typer.Option(help="name=value,value of a s
            workers: Annotated[int | None, typer.Option(help="Trainings at a time; default: one per core.")] = None,
            out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("runs/ablate")):
     """Train a pruner under several settings, one changed at a time, with several seeds each; compare them."""
-    from .catalog import find
     from .study import differences, one_at_a_time, run_trials, summarise, trials_of
     from .study.trials import with_setting
     from .training.config import TrainConfig
 
-    fixed = {name: values[0] for name, values in varied(base or []).items()}
+    fixed = {name: _one(name, values) for name, values in varied(base or [], "set").items()}
     config = with_setting(TrainConfig(steps=steps), {"method": method, **fixed})
-    # A method with one count is measured at it.
-    counts = [config.k_max] if find(method).fixed_count else [whole("budgets", k) for k in listed("budgets", budgets)]
+    counts = [whole("budgets", k) for k in listed("budgets", budgets)]
     trials = trials_of(one_at_a_time(varied(vary)), config, seeds, counts, samples=samples, task=task)
     with progress("trials", len(trials)) as tell:
         run_trials(trials, out, workers=workers, tell=lambda done, total, note: tell(done, note, total))
@@ -53,7 +53,7 @@ def ablate(vary: Annotated[list[str], typer.Option(help="name=value,value of a s
     table = Table("setting", "K", "accuracy", "to baseline, paired by seed", "patches that matter kept",
                   title=f"{task}, {method}, {steps} steps, {seeds} seeds; mean ± 95 % interval over seeds")
     for cell in cells:
-        table.add_row(cell.variant, str(cell.keep), _around(cell, ".3f"),
+        table.add_row(escape(cell.variant), str(cell.keep), _around(cell, ".3f"),
                       _around(off.get((cell.variant, cell.keep)), "+.3f"),
                       "" if cell.recall is None else f"{cell.recall:.3f}")
     Console().print(table)
@@ -78,6 +78,12 @@ def paper(out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the 
         page = run_paper(out, tasks=listed("tasks", tasks) if tasks else small_tasks(), seeds=seeds, steps=steps,
                          samples=samples, workers=workers, tell=on_part)
     console.print(f"results: {page}")
+
+
+def _one(name: str, values: list):
+    if len(values) > 1:
+        raise ValueError(f"set {name} must be one value for all settings, got {len(values)}; a list has brackets")
+    return values[0]
 
 
 def _around(cell, form: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import answers, record
 from .paired import Paired, holm, paired
-from .record import Record
+from .record import LABEL, Record
 from .summary import FULL
 
 FILE_NAME = "compare.json"
@@ -91,8 +91,9 @@ def write_json(comparisons: Sequence[Comparison], notes: Sequence[str], runs, pa
 
 
 def cell_label(r: Record, shown: Sequence[str] = ()) -> str:
-    """METHOD(options)@K as `compare` takes it; options: those in `shown`."""
-    options = ",".join(f"{name}={_text(r.method_options[name])}" for name in shown if name in r.method_options)
+    """METHOD(options)@K as `compare` takes it; options: the label of a pruner that has one, and those in `shown`."""
+    options = ",".join(f"{name}={_text(r.method_options[name])}" for name in dict.fromkeys((LABEL, *shown))
+                       if name in r.method_options)
     return f"{r.method}{f'({options})' if options else ''}@{_budget(r)}"
 
 

@@ -1,6 +1,7 @@
 """What is evaluated, and which cells that makes."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,10 @@ from ..budget import TokenBudget
 from ..catalog import find
 from ..checked import LARGEST_SEED, integer
 from ..models.adapter import WEIGHTS, read_config
+from .record import LABEL
 from .summary import FULL
+
+_LABELLED = re.compile(r"([\w.-]+)=(.+)")
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class EvalConfig:
     methods: names. budgets: counts K or fractions of the image's tokens, one cell each; None: the method's own count,
         where it has one. The full model (`none`) has one cell, all tokens, and a compressor one, what it is made for.
     pruners: folder of the trained weights of each trainable method. options: options of each method.
+    labels: what records call the pruner of a method, to tell it from another pruner of that method in their folder.
     samples: questions of the test split, drawn from `seed`; None: all of them. batch: prompts at a time, new_tokens:
         longest answer; None: as the task has it.
     latency_batch: prompts of the timed batch, which is never larger than `batch`; 0 leaves time and memory out.
@@ -29,6 +34,7 @@ class EvalConfig:
     budgets: Sequence[int | float | None]
     pruners: dict[str, Path] = field(default_factory=dict)
     options: dict[str, dict] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
     samples: int | None = 768
     seed: int = 0
     batch: int | None = None
@@ -77,7 +83,8 @@ class EvalConfig:
             raise ValueError(f"{folder} holds a pruner of {saved['method']}, not of {method}")
         files = [folder / name for name in (WEIGHTS, "adapter_model.safetensors") if (folder / name).is_file()]
         weights = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-        return {**saved["options"], "weights": weights[:8]}
+        label = {LABEL: self.labels[method]} if method in self.labels else {}
+        return {**saved["options"], "weights": weights[:8], **label}
 
     def cells(self, tokens: int | None) -> list[tuple[str, int | float | None]]:
         """(method, K) of every cell; a method without a count of its own has no cell for None.
@@ -103,6 +110,29 @@ class EvalConfig:
         return found
 
 
+def rounds_of(pruners: Sequence[Path]) -> list[tuple[dict[str, Path], dict[str, str]]]:
+    """({method: folder}, {method: label}) of trained pruners, given as FOLDER or LABEL=FOLDER: at least one round, and
+    as many as one method has pruners, the first of each method in the first.
+
+    FileNotFoundError: a folder has none. ValueError: two of one method are not told apart, or one cannot be read.
+    """
+    named: dict[str, list[Path]] = {}
+    for pruner in map(str, pruners):
+        match = None if Path(pruner).is_dir() else _LABELLED.fullmatch(pruner)
+        label, folder = match.groups() if match else ("", pruner)
+        named.setdefault(label, []).append(Path(folder))
+    each = [(label, *one) for label, folders in named.items() for one in pruners_in(folders).items()]
+    rounds: list[tuple[dict[str, Path], dict[str, str]]] = [({}, {})]
+    for label, method, folder in each:
+        free = next((one for one in rounds if method not in one[0]), None)
+        if free is None:
+            rounds.append(free := ({}, {}))
+        free[0][method] = folder
+        if label:
+            free[1][method] = label
+    return rounds
+
+
 def pruners_in(folders: Sequence[Path]) -> dict[str, Path]:
     """{method: folder} of trained pruners.
 
@@ -112,6 +142,7 @@ def pruners_in(folders: Sequence[Path]) -> dict[str, Path]:
     for folder in map(Path, folders):
         method = read_config(folder)["method"]
         if method in found:
-            raise ValueError(f"pruners must be of different methods, {found[method]} and {folder} are both {method}")
+            raise ValueError(f"pruners must be of different methods or have names, A={found[method]} and B={folder}: "
+                             f"both are {method}")
         found[method] = folder
     return found

@@ -65,7 +65,7 @@ def note(method: str) -> str:
     if method == FULL:
         return "The full model reads every patch."
     try:
-        cls = find(method)
+        cls = find(method.partition(" (")[0])  # behind it comes a label
     except ValueError:
         return ""
     if cls.fixed_count:

@@ -151,7 +151,7 @@ def draw(run_dir, samples, replies, scores, kept, grids, cell, most: int, *, cro
             aside = target.with_suffix(".part")
             image.save(aside, "PNG")
             aside.replace(target)
-        lines.append(json.dumps({"image": name, "task": cell.task, "method": cell.method, "keep": cell.keep,
+        lines.append(json.dumps({"image": name, "task": cell.task, "method": cell.named, "keep": cell.keep,
                                  "grid": list(grids[index]), "kept": kept[index], "question": sample.question,
                                  "answer": sample.answer, "prediction": replies[index],
                                  "right": bool(scores[index] >= 0.5)}))

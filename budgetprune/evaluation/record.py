@@ -16,6 +16,7 @@ from pathlib import Path
 from .interval import wilson_interval
 
 FILE_NAME = "records.jsonl"
+LABEL = "label"  # of a record's options: what the user calls this pruner of several that one method has
 _TEXTS = ("task", "model", "method", "commit", "torch", "device", "time")
 _COUNTS = ("keep", "samples", "seed", "prefill_flops", "peak_bytes", "latency_batch")
 _NUMBERS = ("accuracy", "kept_recall", "kept_mean", "layer_mean", "prefill_ms", "decode_ms_per_token")
@@ -103,6 +104,11 @@ class Record:
             raise TypeError(f"{name} must be {'an int' if whole else 'a number'}, got {type(value).__name__}")
         if not math.isfinite(value) or (value < 0 and name != "seed"):
             raise ValueError(f"{name} must be finite and at least 0, got {value}")
+
+    @property
+    def named(self) -> str:
+        """The method, with the label of its pruner where it has one."""
+        return f"{self.method} ({LABEL}={self.method_options[LABEL]})" if LABEL in self.method_options else self.method
 
     def key(self):
         """What tells this cell from every other; a run skips the cells whose key is already in the file."""

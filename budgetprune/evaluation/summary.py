@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from statistics import fmean
 
-from .record import Record, latest
+from .record import LABEL, Record, latest
 
 FULL = "none"  # the method name of the unpruned model: a reference, not a competitor
 TOLERANCE = 0.01  # a cell "matches" the full model if it loses at most this much accuracy
@@ -68,6 +68,12 @@ def option_labels(records) -> dict:
     for method, members in variants.items():
         names = {name for _, options in members for name in options}
         differing = sorted(n for n in names if len({options.get(n) for _, options in members}) > 1)
+        named: dict = {}
+        for _, options in members:
+            named.setdefault(options.get(LABEL), []).append(options)
+        if LABEL in differing:  # what goes with the label need not be said beside it
+            differing = [n for n in differing if n == LABEL or any(
+                len({options.get(n) for options in some}) > 1 for some in named.values())]
         for record, options in members:
             shown = ", ".join(f"{name}={options[name]}" for name in differing if name in options)
             labels[record.key()] = f"{method} ({shown})" if shown else method

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from ..catalog import find
 from ..checked import integer
 from ..evaluation import read
 from ..evaluation.record import FILE_NAME, Record
@@ -42,10 +43,23 @@ class Trial:
 
 
 def with_setting(config: TrainConfig, setting: dict) -> TrainConfig:
-    """`config` with other values; names are TrainConfig's fields, all else are options of the method.
+    """`config` with other values; names are TrainConfig's fields, or k, and all else are options of the method.
 
-    A fixed count is k_min and k_max alike. ValueError, TypeError: as TrainConfig and the method say.
+    k: the one count K of every step, k_min and k_max alike, or a list out of which K is drawn, k_counts. k_counts alone
+    are drawn from, too; k_sampling of another kind leaves a list's range. ValueError, TypeError: as TrainConfig and the
+    method say, or k beside what it stands for.
     """
+    setting = dict(setting)
+    if "k" in setting:
+        if twice := sorted({"k_min", "k_max", "k_counts", "k_sampling"} & setting.keys()):
+            raise ValueError(f"k must come without {twice[0]}, which it sets, got both")
+        k = setting.pop("k")
+        fixed = {"k_sampling": "uniform", "k_min": integer("k", k, 1), "k_max": k} if not isinstance(k, list) else {}
+        setting |= fixed or {"k_counts": k}
+    if "k_counts" in setting or "k_sampling" in setting:
+        kind = setting.setdefault("k_sampling", "list")
+        if kind != "list":
+            setting.setdefault("k_counts", ())
     own = {name: value for name, value in setting.items() if name in OWN}
     options = {name: value for name, value in setting.items() if name not in OWN}
     if "seed" in options:
@@ -63,20 +77,22 @@ def one_at_a_time(varied: dict[str, Sequence]) -> dict[str, dict]:
 
 
 def _text(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def trials_of(settings: dict[str, dict], config: TrainConfig, seeds: int, budgets: Sequence[int], *,
               samples: int = 768, task: str = "digits") -> list[Trial]:
     """Every setting with every seed, the seeds of one setting apart, so that all settings are known early.
 
+    budgets: counts K that are measured; of a method that is made for one count, that one.
     ValueError: a setting that is none, before any has begun.
     """
     integer("seeds", seeds, 1)
     integer("samples", samples, 1)
     counts = tuple(integer("budgets", keep, 1) for keep in budgets)
     made = {name: with_setting(config, setting) for name, setting in settings.items()}
-    return [Trial(name, replace(one, seed=config.seed + seed), counts, samples, task)
+    measured = {name: (one.k_max,) if find(one.method).fixed_count else counts for name, one in made.items()}
+    return [Trial(name, replace(one, seed=config.seed + seed), measured[name], samples, task)
             for seed in range(seeds) for name, one in made.items()]
 
 

@@ -16,6 +16,7 @@ from .conversations import ROLES
 
 IMAGE_COLUMNS = ("image", "images")
 TURN_COLUMNS = ("conversations", "messages", "texts")
+HUB = "hub:"
 BETWEEN = re.compile(r"[\s,]*")
 
 
@@ -35,15 +36,21 @@ class Records(ABC):
 
 
 def open_records(path) -> Records:
-    """A .json file with a list, a .jsonl file, a .parquet file, or a folder that `datasets` has saved.
+    """A .json file with a list, a .jsonl file, a .parquet file, a folder that `datasets` has saved, or a data set of
+    the Hugging Face Hub: hub:owner/name, hub:owner/name:config, hub:owner/name:config:split; the split is train, and
+    the configuration the set's own, where they are not named or empty.
 
-    FileNotFoundError: nothing there. ValueError: nothing that can be read, or no rows, or `datasets` is needed
-    for this file, and not installed.
+    FileNotFoundError: nothing there. ValueError: nothing that can be read, or no rows, or `datasets` is needed for it
+    and not installed, or the set cannot be loaded.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"data must be a file or folder with conversations, got {path}, which is not there")
-    records = JsonRecords(path) if path.suffix in (".json", ".jsonl") and path.is_file() else HubRecords(path)
+    if str(path).startswith(HUB):
+        records = HubRecords(_named(str(path)))
+    elif not (path := Path(path)).exists():
+        raise FileNotFoundError(f"data must be a file or folder with conversations, got {path}, which is not there; a "
+                                f"data set of the Hub begins with {HUB}")
+    else:
+        json_rows = path.suffix in (".json", ".jsonl") and path.is_file()
+        records = JsonRecords(path) if json_rows else HubRecords(_local(path))
     if not len(records):
         raise ValueError(f"data must hold rows, got none in {path}")
     return records
@@ -109,26 +116,10 @@ def _answers(row) -> int:
 
 
 class HubRecords(Records):
-    """What `datasets` reads; images stay undecoded until a row is asked for."""
+    """Rows of a `datasets.Dataset`; images stay undecoded until a row is asked for."""
 
-    def __init__(self, path: Path):
-        if find_spec("datasets") is None:
-            raise ValueError(f"datasets must be installed to read {path}: pip install datasets; a .json or .jsonl file "
-                             "needs nothing more")
-        import datasets
-
-        if path.is_dir() and not list(path.rglob("*.parquet")):
-            self.rows = datasets.load_from_disk(str(path))
-        else:
-            files = sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [str(path)]
-            kind = {".parquet": "parquet"}.get(Path(files[0]).suffix)
-            if kind is None:
-                raise ValueError(f"data must be .json, .jsonl, .parquet or a folder, got {path}")
-            self.rows = datasets.load_dataset(kind, data_files=files, split="train")
-        if isinstance(self.rows, datasets.DatasetDict):
-            if "train" not in self.rows:
-                raise ValueError(f"data must have a split named train, {path} has {', '.join(self.rows)}")
-            self.rows = self.rows["train"]
+    def __init__(self, rows):
+        self.rows = rows
         for column in set(IMAGE_COLUMNS) & set(self.rows.column_names):
             self.rows = self.rows.cast_column(column, _undecoded(self.rows.features[column]))
         without = [name for name in self.rows.column_names if name not in IMAGE_COLUMNS]
@@ -142,6 +133,46 @@ class HubRecords(Records):
 
     def __getitem__(self, number):
         return self.rows[int(number)]
+
+
+def _datasets(what):
+    """The package. ValueError: it is not installed."""
+    if find_spec("datasets") is None:
+        raise ValueError(f"datasets must be installed to read {what}: pip install datasets; a .json or .jsonl file "
+                         "needs nothing more")
+    import datasets
+
+    return datasets
+
+
+def _local(path: Path):
+    """The rows of a .parquet file, of a folder of them, or of a folder that `datasets` has saved."""
+    datasets = _datasets(path)
+    if not path.is_dir() or any(path.rglob("*.parquet")):
+        files = sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [str(path)]
+        if Path(files[0]).suffix != ".parquet":
+            raise ValueError(f"data must be .json, .jsonl, .parquet or a folder, got {path}")
+        return datasets.load_dataset("parquet", data_files=files, split="train")
+    rows = datasets.load_from_disk(str(path))
+    if isinstance(rows, datasets.DatasetDict):
+        if "train" not in rows:
+            raise ValueError(f"data must have a split named train, {path} has {', '.join(rows)}")
+        rows = rows["train"]
+    return rows
+
+
+def _named(text: str):
+    """The rows of a data set by its name on the Hub, all of them here: order and resuming need any row at any time."""
+    name, config, split = [*text.removeprefix(HUB).split(":", 2), "", ""][:3]
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise ValueError(f"data must be {HUB}owner/name, {HUB}owner/name:config or {HUB}owner/name:config:split, got "
+                         f"{text!r}")
+    datasets = _datasets(text)
+    try:
+        return datasets.load_dataset(name, config or None, split=split or "train")
+    except (OSError, ValueError) as error:  # no such set, configuration or split, or no connection
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"data must be a set of the Hub that can be loaded, got {text}: {said}") from error
 
 
 def _undecoded(feature):

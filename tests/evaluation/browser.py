@@ -9,7 +9,10 @@ import shutil
 import subprocess
 import time
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+MISSING = (f"no browser to open the report, none of {', '.join(NAMES)} on PATH: apt-get install chromium (Debian), "
+           "dnf install chromium (Fedora), or Google's google-chrome-stable")
 QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
          "--remote-debugging-pipe")

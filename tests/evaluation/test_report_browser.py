@@ -4,13 +4,13 @@ import json
 import shutil
 
 import pytest
-from browser import BROWSER, Browser
+from browser import BROWSER, MISSING, Browser
 from sample_run import cell, picture, png
 
 from budgetprune.evaluation import write_report
 from budgetprune.evaluation.record import append
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium to open the report with")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason=MISSING)
 POPE, TEXT = "pope:coco_pope_popular", "textvqa:TextVQA_0.5.1_val"
 LLAVA = {"model": "llava-1.5-7b-hf", "samples": 1000}
 MANY = ("dart", "pooling", "tome", "prumerge", "cdpruner", "divprune", "vispruner", "uniform", "pyramiddrop", "none2",

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from budgetprune.evaluation.run import entered
 from budgetprune.models.adapter import load_adapter
 from budgetprune.training import run, run_config
 from budgetprune.training.base_model import CHECKPOINTS, build_base
+from budgetprune.training.loop import attach
 from budgetprune.training.run import train_on_conversations
 from budgetprune.training.run_config import RunConfig
 
@@ -64,7 +66,7 @@ def test_a_run_writes_a_pruner_and_what_it_skipped(data, whole):
     assert all(torch.equal(p, start[name]) for name, p in model.named_parameters() if name in start)
 
 
-@pytest.mark.parametrize("case", ["pruner", "lora"])
+@pytest.mark.parametrize("case", ["pruner", "lora", "inside", "quecc"])
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(data, whole, tmp_path, case):
     weights, rows, skipped, _ = whole[case]
     with pytest.raises(KeyboardInterrupt, match="stopped after step 3 of 4"):
@@ -175,6 +177,24 @@ def test_a_finished_run_loads_all_that_it_trained(data, whole):
         inputs = prepare(processor, tasks.build("digits").samples("test", 2, 0), fresh)
         with torch.no_grad():
             assert torch.equal(model(**inputs).logits, load_adapter(fresh, folder)(**inputs).logits)
+
+
+@pytest.mark.parametrize("case, method, trained", [
+    ("inside", "adaptive", {"budget_pruner.selector.token", "budget_pruner.selector.controller"}),
+    ("quecc", "quecc", {"budget_pruner.selector"})])
+def test_option_a_and_a_compressor_learn_from_conversations(data, whole, case, method, trained):
+    """Every trained part of them moves, and what is written prunes a new model to the same weights."""
+    weights, rows, _, folder = whole[case]
+    assert len(rows) == 4 and all(isfinite(row["loss"]) for row in rows)
+    model, _ = load(torch.float32)
+    _, pruning = attach(model, CASES[case]["pruner"])  # as the run began
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    moved = {name for name, value in weights.items() if not torch.equal(start[name], value)}
+    assert all(value.isfinite().all() for value in weights.values())
+    assert moved == start.keys() and all(any(name.startswith(part) for name in moved) for part in trained)
+    pruning.remove()
+    loaded = budgetprune.from_pretrained(model, folder)
+    same_bits({name: p for name, p in loaded.model.named_parameters() if name in weights}, weights)
 
 
 def test_half_precision_trains_what_it_trains_in_float32(data, whole, tmp_path):

@@ -30,7 +30,8 @@ def results(data, tmp_path_factory):
 def alone(data, tmp_path_factory):
     """Runs in one process, with twice the samples at a time."""
     folder = tmp_path_factory.mktemp("alone")
-    return {case: run_ranks.train(data, folder / case, case, micro_batch=4)[:3] for case in ("pruner", "lora")}
+    cases = ("pruner", "lora", "inside")
+    return {case: run_ranks.train(data, folder / case, case, micro_batch=4)[:3] for case in cases}
 
 
 def assert_same_run(two, one):
@@ -45,17 +46,18 @@ def assert_same_run(two, one):
 
 
 def test_two_processes_have_the_curve_of_one_with_twice_the_batch(results, alone):
-    """LoRA is trained, too, and rows without an image are."""
-    for rank in results[1]:
-        assert_same_run(rank["lora"], alone["lora"])
-    first, second = (rank["lora"][0] for rank in results[1])
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    """LoRA is trained, too, and rows without an image are; and a budget token inside the encoder."""
+    for case in ("lora", "inside"):
+        for rank in results[1]:
+            assert_same_run(rank[case], alone[case])
+        first, second = (rank[case][0] for rank in results[1])
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_the_first_process_names_what_both_skipped(results, alone):
     folder, _ = results
     rows = {case: [json.loads(line) for line in (folder / case / "skipped.jsonl").read_text().splitlines()]
-            for case in ("pruner", "lora", "fsdp")}
+            for case in (*alone, "fsdp")}
     assert rows["fsdp"] == rows["lora"]
     for case in alone:
         assert len(rows[case]) == alone[case][2] > 0
