@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,22 @@ def train_on_conversations(load: Callable[[torch.dtype], tuple], config: RunConf
             (out_dir / SKIPPED).unlink(missing_ok=True)
         replace_file(out_dir / CONFIG, lambda path: path.write_text(config.to_json()))
     together()
-    return _train(model, stream, config, arguments, out_dir, tell)
+    with events_in(out_dir / "tensorboard"):
+        return _train(model, stream, config, arguments, out_dir, tell)
+
+
+@contextmanager
+def events_in(folder: Path):
+    """Where this run's events for TensorBoard go, unless the user has said where; the next run has another folder."""
+    name = "TENSORBOARD_LOGGING_DIR"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _train(model, stream, config, arguments, out_dir, tell) -> Trained:
@@ -170,8 +186,6 @@ def training_arguments(config: RunConfig, out_dir: Path) -> TrainingArguments:
                          f"{config.micro_batch}, got {own.batch_size}")
     if config.fsdp and processes < 2:
         raise ValueError("fsdp must have several processes to divide the weights over, got one: see docs/cluster.md")
-    if config.report_to == "tensorboard":
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(out_dir / "tensorboard"))
     fsdp = {}
     if config.fsdp:  # reshards after forward: the frozen weights are most of the memory
         fsdp = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT",

@@ -15,8 +15,7 @@ BLOCK = 32768
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "taken back behind the test, for a run sets it")
-    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     digits_rows(tmp_path / "data")
     return tmp_path / "data"
 
@@ -25,7 +24,9 @@ def test_tensorboard_gets_every_step_of_a_run(data):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    run_ranks.train(data, Path("before"), "pruner", report_to="tensorboard")  # its events stay with it
     _, rows, _, _ = run_ranks.train(data, Path("run"), "pruner", report_to="tensorboard")
+    assert len(list(Path("before/tensorboard").rglob("events*"))) == len(list(Path("run/tensorboard").rglob("events*")))
     board = EventAccumulator("run/tensorboard").Reload()
     assert LOGGED <= set(board.Tags()["scalars"])
     losses = board.Scalars("train/loss")
