@@ -22,8 +22,9 @@ def kind(method: str):
 class EvalConfig:
     """What is evaluated.
 
-    methods: names; "adallava" spares layers, "adaptive+adallava" both, of a folder in `pruners`. budgets: counts K or fractions of the image's tokens, one cell each; None: the method's own count,
-        where it has one. The full model (`none`) has one cell, all tokens, and a compressor one, what it is made for.
+    methods: names; "adallava" spares layers, "adaptive+adallava" tokens too, as their folder in `pruners` says.
+    budgets: counts K or fractions of the image's tokens, one cell each; None: the method's own count, where it has one.
+        The full model (`none`) has one cell, all tokens, and a compressor one, what it is made for.
     pruners: folder of the trained weights of each trainable method. options: options of each method.
     layers: how many run, each count with every budget, of methods that spare layers; () takes a few of their range.
     samples: questions of the test split, drawn from `seed`; None: all of them. batch: prompts at a time, new_tokens:
@@ -63,7 +64,7 @@ class EvalConfig:
         for n in self.layers:
             integer("layers", n, 1)
         if self.layers and not any(parts(method)[1] for method in self.methods):
-            raise ValueError(f"layers must come with a pruner that spares layers (`budgetprune train-joint` makes one), "
+            raise ValueError("layers must come with a pruner that spares layers (`budgetprune train-joint` makes one), "
                              f"got {', '.join(map(str, self.layers))} for {', '.join(self.methods)}")
         pruned = [method for method in self.methods if parts(method)[0] != FULL]
         if not self.budgets and not all(kind(method).fixed_count for method in pruned):

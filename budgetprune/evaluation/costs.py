@@ -32,6 +32,8 @@ def cost_of(model, family, active, pruning, heard, prompts, config, tokens: int 
         flops, cached = _alike(shape, selector, tokens, kept, length - shape.tokens_per_crop, spared)
     if shape is not None:
         costs = {"prefill_flops": flops, "kv_bytes": cached * model.dtype.itemsize}
+        if spared is not None and model.budget_depth.scheduler.form == "heads":
+            costs["kv_bytes"] = None  # a layer with any unit caches all of its heads, and which have some is not known
     if inside:
         whole = round(fmean(one.tokens for one in heard)) if tokens is None or shape is None else shape.tokens_per_crop
         costs["layer_mean"] = selector.average(whole, kept, depth)

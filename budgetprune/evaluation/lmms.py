@@ -107,7 +107,8 @@ def evaluate_lmms(host: Host, name: str, bench: Benchmark, out, config: EvalConf
             heard = [one for share in processes.gather(list, heard) or [] for one in share]
             costs = processes.share(costs_of_heard, model, active, pruning, heard, config, tokens, cell.layers)
         named = {"task": name, "model": model_name, "method": cell.method, "seed": config.seed, "samples": count,
-                 "layers": cell.layers, "method_options": cell.options | budget_options(cell.method, cell.keep), **costs,
+                 "layers": cell.layers, **costs,
+                 "method_options": cell.options | budget_options(cell.method, cell.keep),
                  **record.environment(model.device)}
         done[cell.key] = processes.share(_written, out, bench, totals, log, heard, cell.keep, named)
     return list(done.values())

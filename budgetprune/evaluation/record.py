@@ -116,7 +116,7 @@ class Record:
     @property
     def spares(self) -> str:
         """The method, and how many layers run where it spares some: what of one K tells cells apart."""
-        return self.method if self.layers is None else f"{self.method}, {in_layers(self.layers)}"
+        return self.method if self.layers is None else f"{self.method} in {in_layers(self.layers)}"
 
     def to_json(self) -> str:
         """One line without its end."""

@@ -1,4 +1,4 @@
-"""What a folder holds that spares image tokens, layers, or both, with the weights of the model that were tuned for it."""
+"""What a folder holds that spares image tokens, layers, or both, and the weights of the model tuned along with it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +24,8 @@ STEPS = 4  # parts of the range of layers, where none are named
 
 def parts(name: str) -> tuple[str, str | None]:
     """(what spares tokens, what spares layers) of a name: "adaptive+adallava", "adallava" or "adaptive"."""
+    if not isinstance(name, str):  # whoever looks it up says so
+        return name, None
     tokens, _, depth = name.rpartition("+")
     return (tokens or EVERYTHING, depth) if depth in schedulers() else (name, None)
 
