@@ -4,7 +4,6 @@ import base64
 from html import escape
 
 from ..catalog import find
-from ..models.spared import parts
 from .pictures import Picture, data_uri, dim_path, is_coarse
 from .summary import FULL
 
@@ -65,10 +64,11 @@ def note(method: str) -> str:
     """What kept and faded patches of a method mean; "" of one that is not known here."""
     if method == FULL:
         return "The full model reads every patch."
-    tokens, depth = parts(method.partition(" in ")[0])
-    if depth is not None:
+    method, layers, _ = method.partition(" in ")
+    if layers:
+        tokens, _, _ = method.rpartition("+")
         fewer = "The language model runs fewer of its layers."
-        return f"{note(tokens)} {fewer}" if tokens != FULL else f"Every patch is read. {fewer}"
+        return f"{note(tokens)} {fewer}" if tokens else f"Every patch is read. {fewer}"
     try:
         cls = find(method)
     except ValueError:

@@ -114,6 +114,11 @@ class Record:
                         self.layers)
 
     @property
+    def keeps_tokens(self) -> bool:
+        """Whether it spares layers alone; one that spares tokens, too, is called after both."""
+        return self.layers is not None and "+" not in self.method
+
+    @property
     def spares(self) -> str:
         """The method, and how many layers run where it spares some: what of one K tells cells apart."""
         return self.method if self.layers is None else f"{self.method} in {in_layers(self.layers)}"

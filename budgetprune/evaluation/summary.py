@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass
 from statistics import fmean
 
-from ..models.spared import parts
 from .record import Record, in_layers, latest
 
 FULL = "none"  # the method name of the unpruned model: a reference, not a competitor
@@ -30,7 +29,7 @@ class Point:
     @property
     def of_layers(self) -> bool:
         """Whether its place on its curve is a number of layers."""
-        return self.layers is not None and parts(self.records[0].method)[0] == FULL
+        return self.records[0].keeps_tokens
 
     @property
     def name(self) -> str:
@@ -90,7 +89,7 @@ def option_labels(records) -> dict:
         differing = sorted(n for n in names if len({options.get(n) for _, options in members}) > 1)
         for record, options in members:
             shown = ", ".join(f"{name}={options[name]}" for name in differing if name in options)
-            name = method if parts(method)[0] == FULL else record.spares
+            name = method if record.keeps_tokens else record.spares
             labels[record.key()] = f"{name} ({shown})" if shown else name
     return labels
 
