@@ -90,9 +90,8 @@ class Spared:
                     yield pruning
                     return
                 with depth_from_pretrained(model, self.folder, budget=1.0) as depth:
-                    scheduler = depth.scheduler  # in form "heads" a layer is so many units
                     if layers is not None:
-                        depth.set_budget(layers * scheduler.always // scheduler.prefix)
+                        depth.set_budget(depth.scheduler.of_layers(layers))
                     yield pruning
             finally:
                 if pruning:

@@ -64,8 +64,7 @@ def spend(model: nn.Module, pair) -> None:
     if "budget_pruner" in model._modules:
         model.budget_pruner.set_keep(pair.keep)
     if "budget_depth" in model._modules:
-        scheduler = model.budget_depth.scheduler  # in form "heads" a layer is so many units
-        model.budget_depth.set_budget(pair.layers * scheduler.always // scheduler.prefix)
+        model.budget_depth.set_budget(model.budget_depth.scheduler.of_layers(pair.layers))
 
 
 def attach(model: nn.Module, config: JointConfig) -> tuple[Pruning | None, DepthPruning | None]:

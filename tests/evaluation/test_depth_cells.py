@@ -7,13 +7,14 @@ from dataclasses import replace
 import families
 import pytest
 import torch
+from browser import BROWSER, Browser
 from sample_run import cell, report
 from tiny import make_llava, state_of
 
 import budgetprune
 from budgetprune import tasks
 from budgetprune.cost import VlmShape, joint_flops
-from budgetprune.evaluation import answers, area_under_curve, markdown_table, pareto_front, record
+from budgetprune.evaluation import answers, area_under_curve, markdown_table, pareto_front, record, write_report
 from budgetprune.evaluation.compare import cell_label, compare
 from budgetprune.evaluation.overlays import note
 from budgetprune.evaluation.predicted import predicted
@@ -292,6 +293,22 @@ def test_the_report_shows_the_layers(run_dir):
     table = markdown_table(SPARED).splitlines()
     assert any(line.startswith(f"| {LAYERS} | 64 in 3 layers |") for line in table)
     assert not any("layers" in line for line in markdown_table([cell("none", 64, 190, 100)]).splitlines())
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium to open the report with")
+def test_in_a_browser_the_front_goes_through_the_cell_with_the_right_layers(run_dir):
+    folder = run_dir(SPARED)
+    browser = Browser(folder / "profile")
+    try:
+        browser.open(write_report(folder))
+        places = browser.run("""Object.fromEntries([...document.querySelectorAll('.plot .curve .pt')].map((e) =>
+            [e.dataset.tip.split('\\n')[0], e.querySelector('.mark').getAttribute('transform')]))""")
+        front = browser.run("document.querySelector('.plot path.front').getAttribute('d')")
+        problems = browser.problems
+    finally:
+        browser.close()
+    x, y = re.match(r"translate\((\S+) (\S+)\)", places[f"{LAYERS} in 3 layers"]).groups()
+    assert f"H{x}V{y}" in front and front.count("V") == 4 and problems == []
 
 
 def test_a_real_run_has_a_report_whose_pictures_do_not_mix_the_layers(run):
