@@ -13,7 +13,8 @@ from .cli_output import console
 
 def compare(run_a: Annotated[Path, typer.Argument(help="Folder with records.jsonl and answers.jsonl.")],
             run_b: Annotated[Path | None, typer.Argument(help="Another; default: cells of the first.")] = None,
-            a: Annotated[str | None, typer.Option(help="A cell, METHOD@K; default of one run: the full model.")] = None,
+            a: Annotated[str | None, typer.Option(help="A cell, METHOD@K, or METHOD@K/n of n layers; default of "
+                                                 "one run: the full model.")] = None,
             b: Annotated[str | None, typer.Option(help="The cell against it; default: every other.")] = None,
             task: Annotated[str | None, typer.Option(help="Only this one.")] = None,
             method: Annotated[str | None, typer.Option("--method", "-m", help="Only cells of this one.")] = None,

@@ -68,9 +68,11 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
              out: Out = Path("runs/eval"),
              model: Annotated[str | None, typer.Option(help="Folder of a model, or its name on the hub; default: the "
                                                        "task's own small LLaVA.")] = None,
-             pruner: Annotated[list[str] | None, typer.Option(help="Folder of a trained pruner, TASK=folder, or "
-                                                              "LABEL=folder where a method has several; repeatable."
-                                                              )] = None,
+             pruner: Annotated[list[str] | None, typer.Option(help="Folder of a trained pruner, of train-joint too, "
+                                                              "TASK=folder, or LABEL=folder where a method has "
+                                                              "several; repeatable.")] = None,
+             layers: Annotated[str | None, typer.Option(help="Counts that run, of pruners that spare layers; default: "
+                                                        "up to five, from the prefix to all.")] = None,
              task: Annotated[str | None, typer.Option(help="What is asked; default: digits.")] = None,
              tasks: Annotated[str | None, typer.Option(help="Several, with commas: digits,pope@random,gqa.")] = None,
              task_option: Annotated[list[str] | None, typer.Option(help="key=value of the task, TASK.key=value of one "
@@ -85,8 +87,11 @@ def evaluate(methods: Annotated[str, typer.Option("--methods", "-m", help="Names
     from .evaluation.processes import Processes, ProcessLost
 
     asked = [(_OfLmmsEval if entry.name.startswith("lmms:") else _Asked)(
-        entry, methods, budgets, samples, seed=seed, batch=batch, new_tokens=new_tokens, latency_batch=latency_batch)
-        for entry in entries(task, tasks, task_option or [], pruner or [])]
+        entry, methods, budgets, samples, layers, seed=seed, batch=batch, new_tokens=new_tokens,
+        latency_batch=latency_batch) for entry in entries(task, tasks, task_option or [], pruner or [])]
+    if layers is not None and not any(one.config.layers for one in asked):
+        raise ValueError(f"layers must come with a pruner that spares layers, which `budgetprune train-joint` makes; "
+                         f"got {layers!r} without one")
     if len(labels := [one.recorded for one in asked]) > len(set(labels)):
         raise ValueError(f"tasks must be different questions, got {', '.join(labels)}")
     try:
@@ -107,20 +112,27 @@ class _Asked:
 
     kind: tuple = ()
 
-    def __init__(self, entry: Entry, methods, budgets, samples, **config):
+    def __init__(self, entry: Entry, methods, budgets, samples, layers, **config):
         from . import catalog
-        from .evaluation.config import EvalConfig, rounds_of
+        from .evaluation.config import EvalConfig, parts, rounds_of
 
         (trained, called), *others = rounds_of(entry.pruners)
         names = listed("methods", methods)
         if names == ["all"]:
             names = [n for n in catalog.available() if n in trained or not catalog.find(n).trainable]
+            names += [n for n in trained if n not in names]
+        counts_of_layers = () if layers is None else [whole("layers", n) for n in listed("layers", layers)]
+        if not any(parts(n)[1] for n in names):  # another task may have one
+            counts_of_layers = ()
         counts = self.usual(entry) if budgets is None else [budget(b) for b in listed("budgets", budgets)]
         self.name, self.label = entry.name, entry.label
-        self.config = EvalConfig(names, counts, trained, labels=called,
+        self.config = EvalConfig(names, counts, trained, labels=called, layers=counts_of_layers,
                                  samples=None if samples == "all" else whole("samples", samples), **config)
-        self.rounds = [self.config] + [replace(self.config, methods=list(pruners), pruners=pruners, labels=labels)
-                                       for pruners, labels in others]
+        self.rounds = [self.config]
+        for pruners, labels in others:
+            of_layers = counts_of_layers if any(parts(n)[1] for n in pruners) else ()
+            self.rounds.append(replace(self.config, methods=list(pruners), pruners=pruners, labels=labels,
+                                       layers=of_layers))
         self.recorded = self.made(entry)
 
     def usual(self, entry):
@@ -215,12 +227,14 @@ def table_of(records) -> Table:
     """The cells of one task, each with its own figures behind the accuracy."""
     first = records[0]
     metrics = list(dict.fromkeys(name for r in records for name in r.metrics or {}))
-    table = Table("method", "kept", "accuracy", "95 % interval", *metrics, "GFLOPs", "prefill ms",
-                  title=f"{first.task}, {first.model}, {first.samples} questions")
+    spared = any(r.layers is not None for r in records)
+    table = Table("method", "kept", *(["layers"] if spared else []), "accuracy", "95 % interval", *metrics,
+                  "GFLOPs", "prefill ms", title=f"{first.task}, {first.model}, {first.samples} questions")
     for r in records:
         options = {k: v for k, v in r.method_options.items() if k in ("count", "fraction")}
         shown = "".join(f" ({'own' if k == 'count' else v})" for k, v in options.items())
-        table.add_row(r.named, f"{r.keep}{shown}", f"{r.accuracy:.4f}", "{:.4f} to {:.4f}".format(*r.ci95),
+        layers = ["all" if r.layers is None else str(r.layers)] if spared else []
+        table.add_row(r.named, f"{r.keep}{shown}", *layers, f"{r.accuracy:.4f}", "{:.4f} to {:.4f}".format(*r.ci95),
                       *(_figure((r.metrics or {}).get(name), 1) for name in metrics),
                       _figure(r.prefill_flops, 1e9, 3), _figure(r.prefill_ms, 1, 2))
     return table

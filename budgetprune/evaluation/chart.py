@@ -151,7 +151,7 @@ def chart(group, axis, width=560, height=380, *, legend=False, style="", slots=N
         if group.full:
             lines.append([(50, y(group.full.accuracy)), (width - 16, y(group.full.accuracy))])
         at = x(getattr(best, axis) / size), y(best.accuracy)
-        parts.append(_callout(f"{best.label}, {count_of(best, group.full)} tokens", at, lines, width, bottom))
+        parts.append(_callout(f"{best.name}, {count_of(best, group.full)} tokens", at, lines, width, bottom))
     for i, (slot, curve, _) in enumerate(curves if legend else []):
         left, top = 50 + (i % columns) * ((width - 60) // columns), bottom + 62 + 22 * (i // columns)
         parts.append(f'<g class="curve c{slot % COLOURS}"><path class="run" d="M{left} {top - 4}h26" '
@@ -199,7 +199,7 @@ def _curve(group, slot, curve, points, axis, size, prefix, x, y, first):
 
 
 def _tip(group, point, axis, size, prefix):
-    lines = ["full model" if point is group.full else point.label, f"{count_of(point, group.full)} image tokens",
+    lines = ["full model" if point is group.full else point.name, f"{count_of(point, group.full)} image tokens",
              f"accuracy {point.accuracy:.4f} ({point.low:.3f} to {point.high:.3f})",
              f"{number(getattr(point, axis) / size)} {prefix}{AXES[axis][1]}"]
     if len(point.records) > 1:

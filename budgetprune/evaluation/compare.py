@@ -12,7 +12,7 @@ from .record import LABEL, Record
 from .summary import FULL
 
 FILE_NAME = "compare.json"
-_CELL = re.compile(r"(?P<method>[^@()]+)(\((?P<options>[^()]*)\))?(@(?P<budget>[^@]+))?")
+_CELL = re.compile(r"(?P<method>[^@()]+)(\((?P<options>[^()]*)\))?(@(?P<budget>[^@/]+(/[^@/]+)?))?")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Comparison:
     def values(self) -> dict:
         """As JSON has it."""
         cells = {side: {"task": r.task, "model": r.model, "method": r.method, "keep": r.keep, "samples": r.samples,
-                        "seed": r.seed, "method_options": r.method_options}
+                        "seed": r.seed, "method_options": r.method_options,
+                        **({} if r.layers is None else {"layers": r.layers})}
                  for side, r in (("a", self.a), ("b", self.b))}
         found = asdict(self.result)
         return {**cells, "accuracy_a": found.pop("a"), "accuracy_b": found.pop("b"), **found, "holm": self.holm,
@@ -55,8 +56,9 @@ def compare(run_a, run_b=None, *, a: str | None = None, b: str | None = None, ta
     """(comparisons, notes on what could not be compared) of folders with records.jsonl and answers.jsonl.
 
     Two runs: every cell that both have. One run: cell `a`, the full model unless it is named, against every other. A
-    cell is METHOD@K, with a fraction or own for K, or METHOD(option=value)@K; with `b` named as well, just these two
-    are compared, in each task. task, method, keep: only those cells. examples: of each kind, of every comparison.
+    cell is METHOD@K, with a fraction or own for K, METHOD@K/n where n layers run, or METHOD(option=value)@K; with `b`
+    named as well, just these two are compared, in each task. task, method, keep: only those cells. examples: of each
+    kind, of every comparison.
 
     ValueError: a folder without records or answers; no such cell, or several; nothing to compare, or other questions.
     """
@@ -91,10 +93,15 @@ def write_json(comparisons: Sequence[Comparison], notes: Sequence[str], runs, pa
 
 
 def cell_label(r: Record, shown: Sequence[str] = ()) -> str:
-    """METHOD(options)@K as `compare` takes it; options: the label of a pruner that has one, and those in `shown`."""
+    """METHOD(options)@K as `compare` takes it, or METHOD(options)@K/n; options: the label of a pruner that has one, and
+    those in `shown`."""
     options = ",".join(f"{name}={_text(r.method_options[name])}" for name in dict.fromkeys((LABEL, *shown))
                        if name in r.method_options)
-    return f"{r.method}{f'({options})' if options else ''}@{_budget(r)}"
+    return f"{r.method}{f'({options})' if options else ''}@{_budget(r)}{_depth(r)}"
+
+
+def _depth(r):
+    return "" if r.layers is None else f"/{r.layers}"
 
 
 def _records(run):
@@ -122,6 +129,9 @@ def _wanted(r, task, method, keep):
 
 
 def _same_budget(text, r):
+    text, slash, layers = text.partition("/")
+    if slash and slash + layers != _depth(r):
+        return False
     try:
         return float(text) == float(_budget(r)) and ("." in text) == ("fraction" in r.method_options)
     except ValueError:

@@ -9,21 +9,29 @@ from pathlib import Path
 from ..budget import TokenBudget
 from ..catalog import find
 from ..checked import LARGEST_SEED, integer
-from ..models.adapter import WEIGHTS, read_config
+from ..models.adapter import read_config
+from ..models.spared import parts, read_spared
 from .record import LABEL
 from .summary import FULL
 
 _LABELLED = re.compile(r"([\w.-]+)=(.+)")
 
 
+def kind(method: str):
+    """The class of what spares tokens in a method; of one that spares layers alone the full model's."""
+    return find(parts(method)[0])
+
+
 @dataclass(frozen=True)
 class EvalConfig:
     """What is evaluated.
 
-    methods: names. budgets: counts K or fractions of the image's tokens, one cell each; None: the method's own count,
-        where it has one. The full model (`none`) has one cell, all tokens, and a compressor one, what it is made for.
+    methods: names; "adallava" spares layers, "adaptive+adallava" tokens too, as their folder in `pruners` says.
+    budgets: counts K or fractions of the image's tokens, one cell each; None: the method's own count, where it has one.
+        The full model (`none`) has one cell, all tokens, and a compressor one, what it is made for.
     pruners: folder of the trained weights of each trainable method. options: options of each method.
     labels: what records call the pruner of a method, to tell it from another pruner of that method in their folder.
+    layers: how many run, each count with every budget, of methods that spare layers; () takes a few of their range.
     samples: questions of the test split, drawn from `seed`; None: all of them. batch: prompts at a time, new_tokens:
         longest answer; None: as the task has it.
     latency_batch: prompts of the timed batch, which is never larger than `batch`; 0 leaves time and memory out.
@@ -41,6 +49,7 @@ class EvalConfig:
     new_tokens: int | None = None
     latency_batch: int = 32
     images: int = 6
+    layers: Sequence[int] = ()
 
     def __post_init__(self):
         for name, least in (("samples", 1), ("batch", 1), ("new_tokens", 1), ("latency_batch", 0), ("images", 0)):
@@ -50,14 +59,21 @@ class EvalConfig:
         if isinstance(self.methods, str) or not self.methods:
             raise ValueError(f"methods must be a sequence of at least one name, got {self.methods!r}")
         for method in self.methods:
-            if find(method).trainable and method not in self.pruners:
-                raise ValueError(f"{method} is trained: name the folder of its weights (`budgetprune train` makes one)")
+            if (kind(method).trainable or parts(method)[1]) and method not in self.pruners:
+                maker = "train-joint" if parts(method)[1] else "train"
+                raise ValueError(f"{method} is trained: name the folder of its weights (`budgetprune {maker}` makes "
+                                 "one)")
         for method, folder in self.pruners.items():
             if method not in self.methods:
                 raise ValueError(f"pruners must be of methods that are evaluated, {', '.join(self.methods)}; got "
                                  f"{folder}, which is of {method}")
-        pruned = [method for method in self.methods if method != FULL]
-        if not self.budgets and not all(find(method).fixed_count for method in pruned):
+        for n in self.layers:
+            integer("layers", n, 1)
+        if self.layers and not any(parts(method)[1] for method in self.methods):
+            raise ValueError("layers must come with a pruner that spares layers (`budgetprune train-joint` makes one), "
+                             f"got {', '.join(map(str, self.layers))} for {', '.join(self.methods)}")
+        pruned = [method for method in self.methods if parts(method)[0] != FULL]
+        if not self.budgets and not all(kind(method).fixed_count for method in pruned):
             raise ValueError("budgets must name at least one count, got none")
         for keep in self.budgets:
             if isinstance(keep, float):
@@ -66,7 +82,7 @@ class EvalConfig:
             elif keep is not None:
                 integer("budgets", keep, 1)
         if pruned and set(self.budgets) == {None} and not any(
-                find(method).adaptive_count or find(method).fixed_count for method in pruned):
+                kind(method).adaptive_count or kind(method).fixed_count for method in pruned):
             raise ValueError(f"budgets must name a count where no method has its own, got only their own of "
                              f"{', '.join(pruned)}")
 
@@ -77,14 +93,12 @@ class EvalConfig:
         """
         if method not in self.pruners:
             return dict(self.options.get(method, {}))
-        folder = Path(self.pruners[method])
-        saved = read_config(folder)
-        if saved["method"] != method:
-            raise ValueError(f"{folder} holds a pruner of {saved['method']}, not of {method}")
-        files = [folder / name for name in (WEIGHTS, "adapter_model.safetensors") if (folder / name).is_file()]
-        weights = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        saved = read_spared(self.pruners[method])
+        if saved.name != method:
+            raise ValueError(f"{saved.folder} holds a pruner of {saved.name}, not of {method}")
+        weights = hashlib.sha256(b"".join(file.read_bytes() for file in saved.weights)).hexdigest()
         label = {LABEL: self.labels[method]} if method in self.labels else {}
-        return {**saved["options"], "weights": weights[:8], **label}
+        return {**saved.options, "weights": weights[:8], **label}
 
     def cells(self, tokens: int | None) -> list[tuple[str, int | float | None]]:
         """(method, K) of every cell; a method without a count of its own has no cell for None.
@@ -94,12 +108,12 @@ class EvalConfig:
         """
         found = []
         for method in self.methods:
-            if method == FULL:
+            if parts(method)[0] == FULL:
                 found.append((method, tokens))
                 continue
-            fixed = [read_config(self.pruners[method])["keep"]] if find(method).fixed_count else self.budgets
+            fixed = [read_config(self.pruners[method])["keep"]] if kind(method).fixed_count else self.budgets
             for keep in fixed:
-                if keep is None and not find(method).adaptive_count:
+                if keep is None and not kind(method).adaptive_count:
                     continue
                 if isinstance(keep, float) and tokens is not None:
                     keep = TokenBudget.from_ratio(tokens, keep)
@@ -140,7 +154,7 @@ def pruners_in(folders: Sequence[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for folder in map(Path, folders):
-        method = read_config(folder)["method"]
+        method = read_spared(folder).name
         if method in found:
             raise ValueError(f"pruners must be of different methods or have names, A={found[method]} and B={folder}: "
                              f"both are {method}")

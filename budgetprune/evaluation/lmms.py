@@ -95,19 +95,20 @@ def evaluate_lmms(host: Host, name: str, bench: Benchmark, out, config: EvalConf
     """
     out, processes, model = Path(out), processes or Processes(), host.model
     tokens = family_of(model).features(model)[1]
-    cells = cells_of(config, tokens)
+    cells = cells_of(config, tokens, model)
     size = host.size(bench.task)
     count = size if config.samples is None else min(config.samples, size)
     done = {cell_of(r): r for r in processes.share(begin, out, resume)
             if (r.task, r.model, r.samples, r.seed) == (name, model_name, count, config.seed)}
     for cell in missing(cells, done, tell if processes.main else None):
-        with entered(model, cell.method, cell.keep, config) as (active, pruning):
+        with entered(model, cell, config) as (active, pruning):
             with listening(model, pruning) as heard:
                 totals, log = host.ask(bench.task, None if count == size else count)
             heard = [one for share in processes.gather(list, heard) or [] for one in share]
-            costs = processes.share(costs_of_heard, model, active, pruning, heard, config, tokens)
+            costs = processes.share(costs_of_heard, model, active, pruning, heard, config, tokens, cell.layers)
         named = {"task": name, "model": model_name, "method": cell.method, "seed": config.seed, "samples": count,
-                 "method_options": cell.options | budget_options(cell.method, cell.keep), **costs,
+                 "layers": cell.layers, **costs,
+                 "method_options": cell.options | budget_options(cell.method, cell.keep),
                  **record.environment(model.device)}
         done[cell.key] = processes.share(_written, out, bench, totals, log, heard, cell.keep, named)
     return list(done.values())
@@ -143,7 +144,7 @@ def listening(model: nn.Module, pruning):
             del model.generate
 
 
-def costs_of_heard(model, active, pruning, heard, config, tokens) -> dict:
+def costs_of_heard(model, active, pruning, heard, config, tokens, layers=None) -> dict:
     """FLOPs and the tokens a layer sees, where all prompts have one image."""
     if not heard or any(one.tokens == 0 or tokens is not None and one.tokens != tokens for one in heard):
         return {}
@@ -151,7 +152,8 @@ def costs_of_heard(model, active, pruning, heard, config, tokens) -> dict:
     class One:
         batch = len(heard)
 
-    return cost_of(model, family_of(model), active, pruning, heard, One, replace(config, latency_batch=0), tokens)
+    return cost_of(model, family_of(model), active, pruning, heard, One, replace(config, latency_batch=0), tokens,
+                   layers)
 
 
 def _written(out, bench, totals, log, heard, keep, named):

@@ -64,6 +64,11 @@ def note(method: str) -> str:
     """What kept and faded patches of a method mean; "" of one that is not known here."""
     if method == FULL:
         return "The full model reads every patch."
+    method, layers, _ = method.partition(" in ")
+    if layers:
+        tokens, _, _ = method.rpartition("+")
+        fewer = "The language model runs fewer of its layers."
+        return f"{note(tokens)} {fewer}" if tokens else f"Every patch is read. {fewer}"
     try:
         cls = find(method.partition(" (")[0])  # behind it comes a label
     except ValueError:

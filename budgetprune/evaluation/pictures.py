@@ -15,8 +15,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Picture:
-    """What one method kept of one image under one question. `image` is a PNG's path within the run folder; `grid` is
-    [rows, columns] of patches; `kept` are positions in raster order; `right`: the task's own verdict."""
+    """What one method kept of one image under one question. `method`: as Record.spares has it. `image` is a PNG's path
+    within the run folder; `grid` is [rows, columns] of patches; `kept` are positions in raster order; `right`: the
+    task's own verdict."""
 
     image: str
     task: str
@@ -151,7 +152,7 @@ def draw(run_dir, samples, replies, scores, kept, grids, cell, most: int, *, cro
             aside = target.with_suffix(".part")
             image.save(aside, "PNG")
             aside.replace(target)
-        lines.append(json.dumps({"image": name, "task": cell.task, "method": cell.named, "keep": cell.keep,
+        lines.append(json.dumps({"image": name, "task": cell.task, "method": cell.spares, "keep": cell.keep,
                                  "grid": list(grids[index]), "kept": kept[index], "question": sample.question,
                                  "answer": sample.answer, "prediction": replies[index],
                                  "right": bool(scores[index] >= 0.5)}))

@@ -49,7 +49,8 @@ def predicted(records: Iterable[Record], shape: VlmShape | None = None, on: Devi
     """A row for every timed cell of which the run also timed the full model, on the same device, in batches of as many
     prompts, at the same commit; the full model itself has none.
 
-    shape, on: the model of the records and a device, for rooflines too; cells whose images differ in size have none.
+    shape, on: the model of the records and a device, for rooflines too; cells whose images differ in size, or that
+    spare layers, have none. A method that spares layers is one of its own for each number of them.
     Text tokens are those that make the full model's FLOPs.
     """
     cells = [one for one in latest(records) if one.prefill_ms and one.prefill_flops]
@@ -61,7 +62,7 @@ def predicted(records: Iterable[Record], shape: VlmShape | None = None, on: Devi
             continue
         share, flops = one.prefill_ms / full.prefill_ms, one.prefill_flops / full.prefill_flops
         roofline = None if shape is None or on is None else _roofline_share(one, full, shape, on)
-        rows.append(Predicted(one.task, one.model, one.method, one.keep, one.method_options, one.prefill_ms, share,
+        rows.append(Predicted(one.task, one.model, one.spares, one.keep, one.method_options, one.prefill_ms, share,
                               flops, share / flops, roofline, None if roofline is None else share / roofline))
     return rows
 
@@ -91,7 +92,8 @@ def _place(one):
 
 def _roofline_share(one, full, shape, on):
     tokens = full.keep
-    if full.kept_mean not in (None, tokens) or (not shape.packed and tokens % shape.tokens_per_crop):
+    crops = shape.packed or tokens % shape.tokens_per_crop == 0
+    if one.layers is not None or full.kept_mean not in (None, tokens) or not crops:
         return None
     depth, stages, kind = shape.decoder.layers, None, find(one.method)
     if kind.place == "llm":

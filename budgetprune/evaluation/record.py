@@ -18,9 +18,9 @@ from .interval import wilson_interval
 FILE_NAME = "records.jsonl"
 LABEL = "label"  # of a record's options: what the user calls this pruner of several that one method has
 _TEXTS = ("task", "model", "method", "commit", "torch", "device", "time")
-_COUNTS = ("keep", "samples", "seed", "prefill_flops", "peak_bytes", "latency_batch")
+_COUNTS = ("keep", "layers", "samples", "seed", "prefill_flops", "kv_bytes", "peak_bytes", "latency_batch")
 _NUMBERS = ("accuracy", "kept_recall", "kept_mean", "layer_mean", "prefill_ms", "decode_ms_per_token")
-_NOT_ALWAYS_WRITTEN = {"kept_mean", "layer_mean", "latency_batch", "metrics"}
+_NOT_ALWAYS_WRITTEN = {"layers", "kept_mean", "layer_mean", "kv_bytes", "latency_batch", "metrics"}
 _OPTIONAL = {"kept_recall", "prefill_flops", "prefill_ms", "decode_ms_per_token", "peak_bytes"} | _NOT_ALWAYS_WRITTEN
 
 
@@ -29,12 +29,14 @@ class Record:
     """The result of one task x model x method x budget cell.
 
     keep: K, image tokens kept, an exact count; `kept_mean` is what a method with a count of its own kept on average.
+    layers: n, those of the language model that run, of a method that spares layers; None: nothing spares them.
     layer_mean: of a method inside the language model, the image tokens that a layer sees, the mean over the layers;
         papers on such methods give this as their number of tokens.
     accuracy, kept_recall: fractions; accuracy is the mean score of the answers, kept_recall the share of the tokens
         that matter (where the task knows them) that was kept.
     metrics: what the task reports of all answers together, {name: number}.
-    ci95: [low, high] around accuracy. prefill_flops: per sample. time: ISO 8601.
+    ci95: [low, high] around accuracy. prefill_flops: per sample; kv_bytes: of its prompt's keys and values in all
+        layers, by formula too. time: ISO 8601.
     latency_batch: prompts in the batch that prefill_ms, decode_ms_per_token and peak_bytes are of.
     Unmeasured values are None. ValueError or TypeError names the field that is out of its range or kind.
     """
@@ -48,10 +50,12 @@ class Record:
     samples: int
     seed: int
     method_options: dict = field(default_factory=dict)
+    layers: int | None = None
     kept_recall: float | None = None
     kept_mean: float | None = None
     layer_mean: float | None = None
     prefill_flops: int | None = None
+    kv_bytes: int | None = None
     prefill_ms: float | None = None
     decode_ms_per_token: float | None = None
     peak_bytes: int | None = None
@@ -112,7 +116,18 @@ class Record:
 
     def key(self):
         """What tells this cell from every other; a run skips the cells whose key is already in the file."""
-        return cell_key(self.task, self.model, self.method, self.keep, self.samples, self.seed, self.method_options)
+        return cell_key(self.task, self.model, self.method, self.keep, self.samples, self.seed, self.method_options,
+                        self.layers)
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether it spares layers alone; one that spares tokens, too, is called after both."""
+        return self.layers is not None and "+" not in self.method
+
+    @property
+    def spares(self) -> str:
+        """The method as `named`, and how many layers run where it spares some: what of one K tells cells apart."""
+        return self.named if self.layers is None else f"{self.named} in {in_layers(self.layers)}"
 
     def to_json(self) -> str:
         """One line without its end."""
@@ -141,9 +156,14 @@ def _options_text(options):
     return json.dumps(options, sort_keys=True, allow_nan=False)
 
 
-def cell_key(task, model, method, keep, samples, seed, method_options=None) -> tuple:
+def cell_key(task, model, method, keep, samples, seed, method_options=None, layers=None) -> tuple:
     """The key of a cell that has not run yet; equal to `Record.key()` of its record."""
-    return task, model, method, keep, samples, seed, _options_text(method_options or {})
+    key = task, model, method, keep, samples, seed, _options_text(method_options or {})
+    return key if layers is None else (*key, layers)  # answers of earlier versions name their cells by the former
+
+
+def in_layers(count: int) -> str:
+    return f"{count} layer{'s' * (count != 1)}"
 
 
 def append(path, record: Record):

@@ -46,7 +46,7 @@ def write_report(run_dir, out=None, *, command=None, shape=None, on=None) -> Pat
     records = [record for group in groups for record in group.records]
     first = headline(groups[0])
     slots, shots = slots_of(groups), pictures.read(run_dir)
-    wanted = (first.point.records[0].named, first.point.keep) if first.point else None
+    wanted = (first.point.records[0].spares, first.point.keep) if first.point else None
     cards, hero, scenes = overlays.section(run_dir, shots, wanted) if shots else ("", "", None)
     data = page_data(groups, slots) | {"pictures": scenes}
     methods = methods_table(groups, slots)

@@ -114,13 +114,14 @@ def _group(group, slots):
             "best": [slots[best.label], best.keep] if best else None,
             "curves": [{"slot": slots[curve.label], "points": [_point(point) for point in curve.points]}
                        for curve in group.curves],
-            "fronts": {cost.field: [[slots.get(point.label, -1), point.keep] for point in front(group, cost.field)]
-                       for cost in COSTS},
+            "fronts": {cost.field: [[slots.get(point.label, -1), point.keep, point.layers]
+                                    for point in front(group, cost.field)] for cost in COSTS},
             "published": references(group.task, group.model)}
 
 
 def _point(point):
     costs = {cost.field: mean_of(point, cost.field) for cost in COSTS}
-    return {"keep": point.keep, "accuracy": point.accuracy, "low": point.low, "high": point.high,
-            "seeds": len(point.records), "costs": {name: value for name, value in costs.items() if value is not None},
-            "metrics": metrics_of(point)}
+    named = {"name": point.name} if point.name != point.label else {}
+    return {**named, "keep": point.keep, "layers": point.layers, "accuracy": point.accuracy, "low": point.low,
+            "high": point.high, "seeds": len(point.records), "metrics": metrics_of(point),
+            "costs": {name: value for name, value in costs.items() if value is not None}}

@@ -3,6 +3,7 @@
 from html import escape
 
 from .chart import COLOURS, curve_order, number, unit_of
+from .record import in_layers
 from .report_data import areas, common_range, front
 from .summary import FULL, TOLERANCE, change, group_records, option_labels
 
@@ -36,7 +37,7 @@ def markdown_table(records) -> str:
         for r in _rows(group):
             share = _share(r, group)
             lines.append("| " + " | ".join([
-                _cell(labels[r.key()]), str(r.keep) + _over_layers(r), f"{r.accuracy:.3f}",
+                _cell(labels[r.key()]), str(r.keep) + _over_layers(r) + _in_layers(r), f"{r.accuracy:.3f}",
                 f"{r.ci95[0]:.3f} to {r.ci95[1]:.3f}",
                 _known(r.kept_recall, ".3f"), _known(r.prefill_flops and r.prefill_flops / 1e9, ".3f"),
                 DASH if share is None else _percent(share), _known(r.prefill_ms, ".2f"),
@@ -53,6 +54,10 @@ def _over_layers(record):
     return "" if record.layer_mean is None else f" ({record.layer_mean:.1f} over layers)"
 
 
+def _in_layers(record):
+    return "" if record.layers is None else f" in {in_layers(record.layers)}"
+
+
 def _cell(text):
     return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
 
@@ -65,7 +70,8 @@ def _rows(group, slots=None):
     """The full model first, then curve by curve, by budget and seed."""
     labels = option_labels(group.records)
     slots = slots or {curve.label: i for i, curve in enumerate(curve_order(group))}
-    return sorted(group.records, key=lambda r: (slots.get(labels[r.key()], -1), r.keep, r.seed, r.samples))
+    return sorted(group.records, key=lambda r: (slots.get(labels[r.key()], -1), r.keep, r.layers or 0, r.seed,
+                                                r.samples))
 
 
 def _share(record, group):
@@ -76,10 +82,12 @@ def cells_table(groups, slots) -> str:
     """<thead> and <tbody> of every cell, with a column for each metric that a task reports."""
     several = len(groups) > 1
     records = [r for group in groups for r in group.records]
+    spared = any(r.layers is not None for r in records)
     averaged = any(r.kept_mean not in (None, r.keep) for r in records)
     metrics = list(dict.fromkeys(name for r in records for name in r.metrics or {}))
     head = [("Method", "")] + ([("Task", ""), ("Model", "")] if several else [])
-    head += [("Kept", "tokens")] + ([("Mean kept", "tokens")] if averaged else [])
+    head += [("Kept", "tokens")] + ([("Layers", "run")] if spared else [])
+    head += [("Mean kept", "tokens")] if averaged else []
     head += [(title, unit) for _, title, unit, _ in COLUMNS]
     head[-2:-2] = [(name.replace("_", " "), "metric") for name in metrics]
     rows = []
@@ -93,6 +101,8 @@ def cells_table(groups, slots) -> str:
             row += [f"<td>{escape(text)}</td>" for text in (record.task, record.model)] if several else []
             row.append(_number(record.keep, f"{record.keep}<small>{_over_layers(record)}</small>"
                                if record.layer_mean is not None else str(record.keep)))
+            if spared:
+                row.append(_number(record.layers, "all" if record.layers is None else str(record.layers)))
             if averaged:
                 row.append(_number(record.kept_mean, _known(record.kept_mean, ".2f")))
             values = []
@@ -117,12 +127,12 @@ def methods_table(groups, slots) -> str:
             best = max(curve.points, key=lambda p: (p.accuracy, -p.keep))
             near = [p.keep for p in curve.points
                     if group.full and p.accuracy >= group.full.accuracy - TOLERANCE - 1e-9]
-            on_front = [p.keep for p in curve.points if id(p) in flops]
+            on_front = [p.place for p in curve.points if id(p) in flops]
             row = [f'<th scope="row">{_dot(slot)}{escape(curve.label)}</th>']
             row += [f"<td>{escape(text)}</td>" for text in (group.task, group.model)] if several else []
             row += [_number(area, _known(area, ".4f")), _number(min(near, default=None), str(min(near, default=DASH))),
-                    _number(len(on_front) or None, ", ".join(map(str, on_front)) or DASH),
-                    _number(best.accuracy, f"{best.accuracy:.4f}<small> at {best.keep}</small>")]
+                    _number(len(on_front) or None, ", ".join(on_front) or DASH),
+                    _number(best.accuracy, f"{best.accuracy:.4f}<small> at {best.place}</small>")]
             rows.append(_row(row, number_, slot, False))
     if not rows:
         return ""

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..catalog import find
 from ..models import from_pretrained, prune
 from ..models.adapter import load_adapter
 from ..models.base import Family, family_of
+from ..models.spared import parts, read_spared
 from ..tasks import Task
 from . import answers, pictures, record
-from .config import EvalConfig, pruners_in
+from .config import EvalConfig, kind, pruners_in
 from .costs import cost_of
 from .interval import interval
 from .processes import Processes
@@ -62,7 +62,7 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
     out, processes = Path(out), processes or Processes()
     family = family_of(model)
     _, tokens, grid = family.features(model)
-    cells = cells_of(config, tokens)
+    cells = cells_of(config, tokens, model)
     if config.samples is None and task.size is None:
         raise ValueError(f"samples must be a count for task {task.name}, which has no end")
     samples = task.samples("test", task.size if config.samples is None else config.samples, config.seed)
@@ -72,13 +72,15 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
             if (r.task, r.model, r.samples, r.seed) == (task.label, model_name, len(samples), config.seed)}
     model.eval()
     for cell in missing(cells, done, tell if processes.main else None):
-        with entered(model, cell.method, cell.keep, config) as (active, pruning):
+        with entered(model, cell, config) as (active, pruning):
             shares = processes.gather(_asked, active, processor, prompts, pruning, family,
                                       config.new_tokens or task.new_tokens)
             heard = [one for batch in in_turn(shares or []) for one in batch]
-            costs = processes.share(cost_of, model, family, active, pruning, heard, prompts, config, tokens)
+            costs = processes.share(cost_of, model, family, active, pruning, heard, prompts, config, tokens,
+                                    cell.layers)
         named = {"task": task.label, "model": model_name, "method": cell.method, "samples": len(samples),
-                 "seed": config.seed, "method_options": cell.options | budget_options(cell.method, cell.keep),
+                 "layers": cell.layers, "seed": config.seed,
+                 "method_options": cell.options | budget_options(cell.method, cell.keep),
                  **costs, **record.environment(model.device)}
         done[cell.key] = processes.share(_written, out, task, samples, heard, cell.keep, grid, named, config.images,
                                          tokens is not None and pictures.crops(processor))
@@ -87,23 +89,33 @@ def evaluate(model: nn.Module, processor, task: Task, out, config: EvalConfig, *
 
 @dataclass(frozen=True)
 class Cell:
-    """A method at a budget. name: as progress shows it. key: what `cell_of` calls its record."""
+    """A method at a budget. name: as progress shows it. layers: how many run, None: nothing spares them. key: what
+    `cell_of` calls its record."""
 
     name: str
     method: str
     keep: int | float | None
+    layers: int | None
     options: dict
     key: tuple
 
 
-def cells_of(config: EvalConfig, tokens: int | None) -> list[Cell]:
-    """ValueError: a budget beyond the image's N `tokens`, or no trained pruner."""
+def cells_of(config: EvalConfig, tokens: int | None, model: nn.Module) -> list[Cell]:
+    """ValueError: a budget beyond the image's N `tokens` or the model's layers, or no trained pruner."""
     found, options_of = [], {method: config.options_of(method) for method in config.methods}
+    counts = {method: read_spared(folder).layers(model, config.layers) for method, folder in config.pruners.items()}
     for method, keep in config.cells(tokens):
-        budget, options = "all" if method == FULL else "own" if keep is None else keep, options_of[method]
-        found.append(Cell(f"{method} {in_words(budget, tokens)}", method, keep, options,
-                          (method, budget, json.dumps(options, sort_keys=True))))
+        budget = "all" if parts(method)[0] == FULL else "own" if keep is None else keep
+        options, name = options_of[method], f"{method} {in_words(budget, tokens)}"
+        for n in counts.get(method, [None]):
+            found.append(Cell(name if n is None else f"{name}, {record.in_layers(n)}", method, keep, n, options,
+                              _key(method, budget, options, n)))
     return found
+
+
+def _key(method, budget, options, layers):
+    key = method, budget, json.dumps(options, sort_keys=True)
+    return key if layers is None else (*key, layers)
 
 
 def missing(cells: Sequence[Cell], done: Mapping, tell: Callable[[str, int, int], None] | None) -> Iterator[Cell]:
@@ -126,7 +138,7 @@ def _written(out, task, samples, heard, keep, grid, named, images, cropped):
     replies, kept = [one.answer for one in heard], [one.kept for one in heard]
     scores = [scored(task, reply, sample) for reply, sample in zip(replies, samples, strict=True)]
     result = assess(samples, replies, scores, kept, [one.count for one in heard], task)
-    if find(named["method"]).fixed_count:  # it makes its tokens of all patches
+    if kind(named["method"]).fixed_count:  # it makes its tokens of all patches
         result["kept_recall"] = None
     cell = Record(keep=keep if isinstance(keep, int) else round(result["kept_mean"]), **result, **named)
     pictures.draw(out, samples, replies, scores, kept, [one.grid or grid for one in heard], cell, images,
@@ -138,7 +150,7 @@ def _written(out, task, samples, heard, keep, grid, named, images, cropped):
 
 def budget_options(method: str, keep: int | float | None) -> dict:
     """What a record's options say of a budget that is no count."""
-    if method == FULL:
+    if parts(method)[0] == FULL:
         return {}
     return {"count": "own"} if keep is None else {"fraction": keep} if isinstance(keep, float) else {}
 
@@ -161,8 +173,8 @@ def cell_of(r: Record) -> tuple:
     """What `evaluate` calls the cell of a record."""
     options = dict(r.method_options)
     own, fraction = options.pop("count", None) == "own", options.pop("fraction", None)
-    budget = "all" if r.method == FULL else "own" if own else r.keep if fraction is None else fraction
-    return r.method, budget, json.dumps(options, sort_keys=True)
+    budget = "all" if parts(r.method)[0] == FULL else "own" if own else r.keep if fraction is None else fraction
+    return _key(r.method, budget, options, r.layers)
 
 
 def in_words(budget, tokens: int | None) -> str:
@@ -173,14 +185,21 @@ def in_words(budget, tokens: int | None) -> str:
 
 
 @contextmanager
-def entered(model: nn.Module, method: str, keep: int | float | None, config: EvalConfig) -> Iterator:
-    """(the model to run, its pruning) of a cell; the full model is the stock one, without any hook of ours."""
+def entered(model: nn.Module, cell: Cell, config: EvalConfig) -> Iterator:
+    """(the model to run, the pruning of its tokens) of a cell; the full model is the stock one, without any hook of
+    ours."""
+    method, keep = cell.method, cell.keep
     if method == FULL:
         yield model, None
         return
     folder = config.pruners.get(method)
     if folder is None:
         with prune(model, method, keep=keep, seed=config.seed, **config.options.get(method, {})) as pruning:
+            yield model, pruning
+        return
+    saved = read_spared(folder)
+    if not saved.plain:
+        with saved.entered(model, keep, cell.layers) as pruning:
             yield model, pruning
         return
     with from_pretrained(model, folder, keep=keep) as pruning, adapted(model, folder) as active:

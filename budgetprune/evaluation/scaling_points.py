@@ -14,6 +14,7 @@ def scaling_points(paths, sizes: dict, *, task=None, method=None) -> list[Scalin
     records count as those of any method, at all its tokens. A point's tokens are those that a layer sees in the mean
     where the method acts inside the language model, since they are what the law's FLOPs are of; else the mean count
     kept; its error is 1 - accuracy.
+    Cells that spare layers are left out: the law is of tokens in whole models.
     ValueError: no records; a model without a size, or a size of no model; several tasks or methods and none chosen,
     or one that no record is of; a cell that kept nothing.
     """
@@ -23,7 +24,7 @@ def scaling_points(paths, sizes: dict, *, task=None, method=None) -> list[Scalin
         found = read(path)
         if not found:
             raise ValueError(f"no records in {path}: `budgetprune eval` makes them")
-        records += found
+        records += [r for r in found if r.layers is None]
     records = _of_one(records, "task", task, set())
     records = _of_one(records, "method", method, {FULL})
     models = sorted({r.model for r in records})

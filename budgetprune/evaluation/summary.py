@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from statistics import fmean
 
-from .record import LABEL, Record, latest
+from .record import LABEL, Record, in_layers, latest
 
 FULL = "none"  # the method name of the unpruned model: a reference, not a competitor
 TOLERANCE = 0.01  # a cell "matches" the full model if it loses at most this much accuracy
@@ -24,12 +24,30 @@ class Point:
     prefill_flops: float | None
     prefill_ms: float | None
     records: tuple[Record, ...]
+    layers: int | None = None
+
+    @property
+    def of_layers(self) -> bool:
+        """Whether its place on its curve is a number of layers."""
+        return self.records[0].keeps_tokens
+
+    @property
+    def name(self) -> str:
+        return f"{self.label} in {in_layers(self.layers)}" if self.of_layers else self.label
+
+    @property
+    def place(self) -> str:
+        """Where on its curve it stands."""
+        return in_layers(self.layers) if self.of_layers else str(self.keep)
 
 
 @dataclass(frozen=True)
 class Curve:
+    """One method at several budgets. Of one that spares tokens and layers each number of layers is a curve of its own,
+    over tokens; of one that spares layers alone the numbers of layers are its points."""
+
     label: str
-    points: tuple[Point, ...]  # by keep, ascending
+    points: tuple[Point, ...]  # by keep and layers, ascending
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,8 @@ class Headline:
 
 def option_labels(records) -> dict:
     """Record key -> label: the method, with those options added that tell apart variants of one method. The fraction
-    of a budget is none: cells at several of them are one curve."""
+    of a budget is none: cells at several of them are one curve. The layers that run are, where tokens are spared, too.
+    """
     variants = {}
     for record in records:
         options = {name: json.dumps(value, sort_keys=True) if not isinstance(value, str) else value
@@ -76,7 +95,9 @@ def option_labels(records) -> dict:
                 len({options.get(n) for options in some}) > 1 for some in named.values())]
         for record, options in members:
             shown = ", ".join(f"{name}={options[name]}" for name in differing if name in options)
-            labels[record.key()] = f"{method} ({shown})" if shown else method
+            layers = "" if record.layers is None or record.keeps_tokens else f" in {in_layers(record.layers)}"
+            name = method + layers
+            labels[record.key()] = f"{name} ({shown})" if shown else name
     return labels
 
 
@@ -88,7 +109,7 @@ def _mean(values):
 def _point(label, records):
     return Point(label, records[0].keep, fmean(r.accuracy for r in records), min(r.ci95[0] for r in records),
                  max(r.ci95[1] for r in records), _mean(r.prefill_flops for r in records),
-                 _mean(r.prefill_ms for r in records), tuple(records))
+                 _mean(r.prefill_ms for r in records), tuple(records), records[0].layers)
 
 
 def group_records(records) -> list[Group]:
@@ -100,10 +121,11 @@ def group_records(records) -> list[Group]:
     for (task, model), members in cells.items():
         labels, places = option_labels(members), {}
         for record in members:
-            places.setdefault(labels[record.key()], {}).setdefault(record.keep, []).append(record)
+            budget = record.keep, record.layers or 0
+            places.setdefault(labels[record.key()], {}).setdefault(budget, []).append(record)
         curves, full = [], None
-        for label, by_keep in places.items():
-            points = tuple(_point(label, by_keep[keep]) for keep in sorted(by_keep))
+        for label, by_budget in places.items():
+            points = tuple(_point(label, by_budget[budget]) for budget in sorted(by_budget))
             if points[0].records[0].method == FULL:
                 full = max((p for p in (full, points[-1]) if p), key=lambda p: p.keep)
             else:
@@ -136,16 +158,22 @@ def headline(group: Group) -> Headline:
                         False)
     best = max(points, key=lambda p: (p.accuracy, -p.keep))
     if full is None:
-        return Headline(f"Keeping {count_of(best)} image tokens, {best.label} reaches {best.accuracy:.3f} accuracy, "
+        return Headline(f"Keeping {count_of(best)} image tokens, {best.name} reaches {best.accuracy:.3f} accuracy, "
                         "the highest here; the full model was not run.", best, False)
-    near = [p for p in points if p.accuracy >= full.accuracy - TOLERANCE - 1e-9 and p.keep < full.keep]
+    near = [p for p in points if p.accuracy >= full.accuracy - TOLERANCE - 1e-9 and _less(p, full)]
     if not near:
         return Headline(f"No method stays within {TOLERANCE:g} of the full model's {full.accuracy:.3f} accuracy; "
-                        f"closest is {best.label} at {best.accuracy:.3f} with {count_of(best, full)} image tokens"
+                        f"closest is {best.name} at {best.accuracy:.3f} with {count_of(best, full)} image tokens"
                         f"{_savings(best, full)}.", best, False)
     best = min(near, key=_cost)
-    return Headline(f"Keeping {count_of(best, full)} image tokens, {best.label} reaches {best.accuracy:.3f} accuracy "
+    return Headline(f"Keeping {count_of(best, full)} image tokens, {best.name} reaches {best.accuracy:.3f} accuracy "
                     f"(full model {full.accuracy:.3f}){_savings(best, full)}.", best, True)
+
+
+def _less(point, full):
+    """Fewer tokens; of one that keeps all and spares layers, fewer FLOPs."""
+    flops = change(point.prefill_flops, full.prefill_flops)
+    return point.keep < full.keep or point.of_layers and flops is not None and flops < 0
 
 
 def _savings(point, full):

@@ -84,9 +84,7 @@ def prune_depth(model: nn.Module, method: str = "adallava", *, budget, train_bud
     family = family_of(model)
     if "budget_depth" in model._modules:
         raise ValueError("model's depth is pruned already; unprune_depth(model) first, or set_budget(...)")
-    if family.prefix_lm:
-        raise ValueError(f"model must have causal attention, in which a token behind the prompt changes none of it; "
-                         f"the prompt's tokens of {type(model).__name__} see each other in both directions")
+    refuse_prefix_lm(model)
     text, layers = model.config.get_text_config(), family.decoder(model).layers
     refuse_sharded(model, method)
     with torch.random.fork_rng(devices=[]):
@@ -109,6 +107,13 @@ def prune_depth(model: nn.Module, method: str = "adallava", *, budget, train_bud
     model.budgetprune_depth_handles = handles
     model.budget_depth = pruner
     return DepthPruning(model)
+
+
+def refuse_prefix_lm(model: nn.Module) -> None:
+    """ValueError: a model in which the latency token would be seen by all that stands before it."""
+    if family_of(model).prefix_lm:
+        raise ValueError(f"model must have causal attention, in which a token behind the prompt changes none of it; "
+                         f"the prompt's tokens of {type(model).__name__} see each other in both directions")
 
 
 def unprune_depth(model: nn.Module) -> nn.Module:

@@ -65,6 +65,10 @@ class DepthScheduler(nn.Module):
                              f"or a fraction of {total} of at least {self.always / total:.4g}; got {budget}")
         return wanted - self.always
 
+    def of_layers(self, layers: int) -> int:
+        """The budget that whole layers are: in form "heads" a layer is so many units."""
+        return layers * self.always // self.prefix
+
     def options(self) -> dict:
         """What `prune_depth` was told, as JSON has it."""
         return {"form": self.form, "prefix": self.prefix, "rank": self.rank}

@@ -11,8 +11,9 @@ from ..cost import VlmShape
 from ..models import DepthPruning, Pruning, depth_from_pretrained, from_pretrained, prune, prune_depth
 from ..models.adapter import replace_file
 from ..models.base import family_of
+from ..models.tuned import fitting, inject_lora
 from .joint_config import JointConfig
-from .loop import LORA_TARGETS, PrunerTrainer, Report, arguments_of
+from .loop import PrunerTrainer, Report, arguments_of
 from .run_folder import CONFIG, LOG, TUNED, begin, go_on, is_finished, seal
 from .terminal import deferred_interrupts
 
@@ -63,8 +64,7 @@ def spend(model: nn.Module, pair) -> None:
     if "budget_pruner" in model._modules:
         model.budget_pruner.set_keep(pair.keep)
     if "budget_depth" in model._modules:
-        scheduler = model.budget_depth.scheduler  # in form "heads" a layer is so many units
-        model.budget_depth.set_budget(pair.layers * scheduler.always // scheduler.prefix)
+        model.budget_depth.set_budget(model.budget_depth.scheduler.of_layers(pair.layers))
 
 
 def attach(model: nn.Module, config: JointConfig) -> tuple[Pruning | None, DepthPruning | None]:
@@ -73,10 +73,7 @@ def attach(model: nn.Module, config: JointConfig) -> tuple[Pruning | None, Depth
     family = family_of(model)
     model.requires_grad_(False)
     if config.tune == "lora":  # first: what is hooked must be the layers that there are in the end
-        from peft import LoraConfig, inject_adapter_in_model
-
-        inject_adapter_in_model(LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank,
-                                           target_modules=LORA_TARGETS), model)
+        inject_lora(model, config.lora_rank)
     elif config.tune == "full":
         parts = [family.decoder(model), model.get_output_embeddings()]
         parts += [family.projector(model)] if family.before_projector else []
@@ -182,12 +179,7 @@ def trained_weights(model) -> dict[str, torch.Tensor]:
 
 def load_trained(model: nn.Module, path: Path) -> None:
     """Reads weights that were trained into the model. ValueError: it has others."""
-    from safetensors.torch import load_file
-
-    weights, own = load_file(path), dict(model.named_parameters())
-    wrong = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
-    if wrong:
-        raise ValueError(f"{path} is of another model: {wrong[0]} does not fit")
+    weights, own = fitting(model, path), dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)

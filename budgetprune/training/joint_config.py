@@ -7,11 +7,10 @@ from random import Random
 
 from ..checked import integer, number, one_of
 from ..cost import JointChoice, VlmShape, joint_frontier
+from ..models.tuned import TUNES
 from ..pruners.depth import schedulers
 from ..selectors import available, build
 from ..selectors.base import find
-
-TUNES = ("frozen", "lora", "full")
 
 
 @dataclass(frozen=True)

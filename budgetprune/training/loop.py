@@ -12,11 +12,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from ..models import Pruning, from_pretrained, prune
 from ..models.adapter import load_adapter, load_weights, save_pretrained
 from ..models.base import family_of
+from ..models.tuned import LORA_TARGETS
 from .config import TrainConfig
 from .run_folder import begin, go_on, is_finished, seal
 from .terminal import deferred_interrupts
-
-LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"
 
 
 class PrunerTrainer(Trainer):

@@ -9,8 +9,9 @@ from pathlib import Path
 from transformers import PrinterCallback
 
 from ..models.adapter import replace_file
+from ..models.tuned import LOG, TUNED
+from ..models.tuned import RUN as CONFIG
 
-CONFIG, LOG, TUNED = "train_config.json", "train_log.jsonl", "tuned_model.safetensors"
 RESULTS = ("budgetprune_*", "adapter_*", "depth_*", TUNED)
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import budgetprune
 from budgetprune import tasks
 from budgetprune.evaluation.config import EvalConfig
 from budgetprune.evaluation.prompts import prepare
-from budgetprune.evaluation.run import entered
+from budgetprune.evaluation.run import cells_of, entered
 from budgetprune.models.adapter import load_adapter
 from budgetprune.training import run, run_config
 from budgetprune.training.base_model import CHECKPOINTS, build_base
@@ -151,14 +151,16 @@ def test_evaluation_gives_every_cell_its_own_weights_and_the_model_back(data, wh
     config = EvalConfig(("none", method, "uniform"), (4, 8), pruners={method: folder})
     inputs = prepare(processor, tasks.build("digits").samples("test", 2, 0), model)
 
+    cells = {(cell.method, cell.keep): cell for cell in cells_of(config, 64, model)}
+
     def logits(method, keep):
-        with entered(model, method, keep, config) as (active, _), torch.no_grad():
+        with entered(model, cells[method, keep], config) as (active, _), torch.no_grad():
             return active(**inputs).logits
 
-    before = [logits("none", None), logits("uniform", 8)]
+    before = [logits("none", 64), logits("uniform", 8)]
     trained = [logits(method, keep) for keep in (4, 8, 4)]
     assert torch.equal(trained[0], trained[2]) and trained[0].shape != trained[1].shape
-    after = [logits("none", None), logits("uniform", 8)]
+    after = [logits("none", 64), logits("uniform", 8)]
     assert all(torch.equal(a, b) for a, b in zip(before, after))
     assert all(module is own[name] for name, module in model.named_modules()) and len(own) == len(
         list(model.named_modules()))

@@ -64,8 +64,8 @@ function drawChart(holder, group, view) {
 
   // Steps: between two cells of the front nothing is better than the cheaper one.
   function frontLine() {
-    const own = new Map(group.curves.flatMap((c) => c.points.map((p) => [`${c.slot} ${p.keep}`, p])));
-    const cells = group.fronts[cost.field].map(([slot, keep]) => (slot < 0 ? full : own.get(`${slot} ${keep}`))).filter(Boolean);
+    const own = new Map(group.curves.flatMap((c) => c.points.map((p) => [`${c.slot} ${p.keep} ${p.layers}`, p])));
+    const cells = group.fronts[cost.field].map(([slot, keep, layers]) => (slot < 0 ? full : own.get(`${slot} ${keep} ${layers}`))).filter(Boolean);
     const d = cells.map((p, i) => (i ? `H${px(p).toFixed(1)}V${py(p).toFixed(1)}` : `M${place(p)}`)).join("");
     return svg("path", { class: "front", d: d + (cells.length ? `H${right}` : "") });
   }
@@ -79,7 +79,7 @@ function drawChart(holder, group, view) {
     }
     g.append(svg("path", { class: "run", d: `M${points.map(place).join("L")}`, "stroke-dasharray": look.dash || null }));
     for (const p of points) {
-      const point = svg("g", { class: "pt", "data-tip": words(look.label, p) });
+      const point = svg("g", { class: "pt", "data-tip": words(p.name ?? look.label, p) });
       if (view.bars && !view.score) point.append(svg("path", { class: "whisker", d: `M${px(p).toFixed(1)} ${y(p.low).toFixed(1)}V${y(p.high).toFixed(1)}` }));
       point.append(svg("path", { class: "mark", d: look.mark, transform: `translate(${place(p)})${first ? " scale(1.15)" : ""}` }));
       g.append(point);
