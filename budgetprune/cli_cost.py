@@ -66,6 +66,7 @@ def cost(model: Annotated[str | None, typer.Argument(help="A known model, or a f
 
 def _budgets(name, shape, keep, method, text, image, crops, batch, on):
     from .budget import TokenBudget
+    from .catalog import build
     from .checked import integer
     from .cost import Seen, see, table
 
@@ -78,6 +79,9 @@ def _budgets(name, shape, keep, method, text, image, crops, batch, on):
     tokens = seen.tokens
     if keep is None:
         keeps = sorted({max(1, tokens // part) for part in (2, 4, 9, 18)}, reverse=True)
+        if method and (chosen := build(method)).fixed_count and shape.projector.selects_before:
+            allowed = chosen.counts_in(shape)
+            keeps = sorted({min(allowed, key=lambda k: abs(k - usual)) for usual in keeps}, reverse=True)
     else:
         keeps = [whole("keep", k) for k in listed("keep", keep)]
     if max(keeps) > tokens:
@@ -86,8 +90,6 @@ def _budgets(name, shape, keep, method, text, image, crops, batch, on):
     keeps = TokenBudget(keeps).counts([tokens] * len(keeps))  # as prune keeps them: one token at least
     stages, own = None, dict.fromkeys(keeps, 0)
     if method:
-        from .catalog import build
-
         chosen = build(method)
         if chosen.fixed_count:
             from .compress import priced

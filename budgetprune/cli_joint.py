@@ -12,12 +12,15 @@ from .cli_train import DrawnTask
 
 
 def joint(model: Annotated[str, typer.Argument(help="A known model, or a folder with config.json.")] = "llava-1.5-7b",
-          flops: Annotated[float, typer.Option(help="Of one prefill: a fraction of the full one, or an amount.")] = 0.5,
+          flops: Annotated[float, typer.Option(help="Of one prefill: up to 2 a fraction of the full one, or an amount "
+                                               "(all tokens, all layers: a little over 1, the latency "
+                                               "token).")] = 0.5,
           prefix: Annotated[int | None, typer.Option(help="Layers that always run; default: half of them.")] = None,
           text: Annotated[int, typer.Option("--text", help="Text tokens of the prompt.")] = 64,
           least_keep: Annotated[int, typer.Option(help="Fewest image tokens.")] = 1,
           hardware: Annotated[str | None, typer.Option(help="Such as h100, or this: roofline milliseconds.")] = None):
     """How many image tokens and how many layers one budget of FLOPs pays for."""
+    from .checked import number
     from .cost import joint_budget, joint_frontier, joint_roofline_ms, table
     from .cost.joint import POLICIES
     from .evaluation.shape import shape_of
@@ -25,7 +28,7 @@ def joint(model: Annotated[str, typer.Argument(help="A known model, or a folder 
 
     on = None if hardware is None else device_of(hardware)
     shape = shape_of(model)
-    budget = flops if flops <= 2 else int(flops)
+    budget = number("flops", flops, 0) if flops <= 2 else int(number("flops", flops))
     options = {"prefix": shape.decoder.layers // 2 if prefix is None else prefix, "least_keep": least_keep}
     policies = {policy: joint_budget(shape, budget, text, policy=policy, **options) for policy in POLICIES}
     times = ["roofline ms", "of full"] if on else []
@@ -52,8 +55,8 @@ def train_joint(out: Out = Path("runs/joint"), base: Base = None,
                 form: Annotated[str, typer.Option(help="Whole layers, or heads.")] = "layers",
                 prefix: Annotated[int, typer.Option(help="Layers that always run.")] = 1,
                 rank: Annotated[int, typer.Option(help="Heads of a unit, form heads.")] = 2,
-                answer_from: Annotated[str, typer.Option(help="Who predicts the answer: latency, or prompt, which a "
-                                                              "frozen model need not learn.")] = "latency",
+                answer_from: Annotated[str, typer.Option(help="Whose state predicts the answer: the latency token's or "
+                                                              "the prompt's, as a frozen model knows.")] = "latency",
                 share_min: Annotated[float, typer.Option(help="Smallest budget drawn, of the full prefill.")] = 0.35,
                 share_max: Annotated[float, typer.Option(help="Largest budget drawn.")] = 1.05,
                 tune: Annotated[str, typer.Option(help="Of the model itself: frozen, lora or full.")] = "full",

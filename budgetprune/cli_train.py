@@ -90,6 +90,8 @@ def train(ctx: typer.Context, out: Out = Path("runs/pruner"),
           task: DrawnTask = "digits", resume: Resume = True):
     """Train a pruner, or a method that compresses, on the language-model loss alone: for the small LLaVA of a task, or
     with --data for any model."""
+    from .catalog import find
+    from .checked import integer
     from .training.config import TrainConfig
     from .training.task_pruner import train_task_pruner
 
@@ -104,7 +106,9 @@ def train(ctx: typer.Context, out: Out = Path("runs/pruner"),
     if keep is not None:
         if twice := sorted(given & {"k_min", "k_max", "k_counts", "k_sampling"}):
             raise ValueError(f"keep must come without {twice[0]}, got both")
-        settings |= {"k_min": keep, "k_max": keep}
+        settings |= {"k_min": integer("keep", keep, 1), "k_max": keep}
+    elif find(method).fixed_count and not given & {"k_min", "k_max"}:
+        raise ValueError(f"keep must be given for {method}, whose weights are made for one count")
     if data is None:
         needless = sorted(given & {p.name for p in ctx.command.params if getattr(p, "rich_help_panel", None) == REAL})
         if needless:

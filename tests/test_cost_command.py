@@ -88,7 +88,7 @@ def test_a_run_is_held_to_what_its_flops_promised(cost, run):
     (("--image", "0x5"), "width must be at least 1, got 0"),
     (("qwen3-vl-8b",), "image must be given as WIDTHxHEIGHT: qwen3-vl-8b takes images of any size"),
     (("qwen3-vl-8b", "--image", "64x64", "--keep", "5"), "keep must be at most 4, the image tokens of 64x64, got 5"),
-    (("--hardware", "abacus"), "device must be one of v100-pcie, "),
+    (("--hardware", "abacus"), "hardware must be this or one of v100-pcie, "),
     (("--batch", "0"), "batch must be at least 1, got 0"),
     (("--method", "uniform"), "method must act inside the decoder, uniform does not"),
     (("--run", "nowhere"), "run must have timed cells of the full model and of a method, nowhere has none"),

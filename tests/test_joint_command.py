@@ -31,7 +31,7 @@ def test_joint_gives_roofline_milliseconds_of_named_hardware_and_says_that_nothi
     assert f" {milliseconds:,.2f} " in row and "not measured: H100 SXM 80 GB" in timed.output
     assert "roofline" not in plain.output
     wrong = CliRunner().invoke(app, ["joint", "--hardware", "tpu"])
-    assert "device must be one of" in str(wrong.exception)
+    assert "hardware must be this or one of" in str(wrong.exception)
 
 
 def test_a_budget_that_does_not_suffice_is_named():

@@ -108,9 +108,11 @@ class Compressor(nn.Module, Selector):
 
     def bind_shape(self, shape, keep: int) -> None:
         """As bind, for a model of which only a cost.VlmShape is known; without a copy of the projector."""
-        tower = shape.tower
-        self.bind(Site(shape.projector.matrices[0][0], (tower.side, tower.side), tower.hidden, tower.layers,
-                       shape.decoder.hidden), keep)
+        self.bind(_site(shape), keep)
+
+    def counts_in(self, shape) -> list[int]:
+        """The counts that it can be made for, falling, in a model of which a cost.VlmShape is known."""
+        return self.counts(_site(shape))
 
     def _copied(self, projector):
         weights = list(projector.parameters())
@@ -124,7 +126,8 @@ class Compressor(nn.Module, Selector):
         """ValueError: it cannot be made for that count; those that it can are listed."""
         allowed = self.counts(site)
         if keep not in allowed:
-            told = ", ".join(map(str, allowed)) if len(allowed) < 20 else f"1 to {max(allowed)}"
+            near = sorted(allowed, key=lambda k: abs(k - keep))[:2]
+            told = ", ".join(map(str, allowed)) if len(allowed) < 20 else f"one of its counts, {near[0]} or {near[1]},"
             rows, columns = site.grid
             raise ValueError(f"keep must be {told} for {self.name} on {rows} x {columns} patches, got {keep}")
 
@@ -185,3 +188,9 @@ def find(name: str) -> type[Compressor]:
     if name not in _registry:
         raise ValueError(f"unknown compressor {name!r}; known: {', '.join(available())}")
     return _registry[name]
+
+
+def _site(shape):
+    tower = shape.tower
+    return Site(shape.projector.matrices[0][0], (tower.side, tower.side), tower.hidden, tower.layers,
+                shape.decoder.hidden)

@@ -54,7 +54,7 @@ class TowerShape:
     def side(self):
         """Patches on a side of one crop; ValueError where images have any size."""
         if self.image_size is None:
-            raise ValueError("the tower must see crops of one size for this, it packs images of any size")
+            raise ValueError("model must see images in crops of one size, for this: its tower packs images of any size")
         return self.image_size // self.patch_size
 
     @property

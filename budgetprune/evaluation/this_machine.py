@@ -9,7 +9,12 @@ from ..cost import Device, device
 
 def device_of(name: str) -> Device:
     """The device called `name`, or `this`: see measured_device."""
-    return measured_device() if name == "this" else device(name)
+    if name == "this":
+        return measured_device()
+    try:
+        return device(name)
+    except ValueError as error:
+        raise ValueError(str(error).replace("device must be one of", "hardware must be this or one of")) from None
 
 
 def measured_device(*, size: int = 1024, megabytes: int = 64, seconds: float = 0.5) -> Device:

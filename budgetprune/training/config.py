@@ -62,6 +62,9 @@ class TrainConfig:
         if self.k_min > self.k_max:
             raise ValueError(f"k_min and k_max must satisfy 1 <= k_min <= k_max, got {self.k_min} and {self.k_max}")
         one_of("k_sampling", self.k_sampling, KINDS)
+        if (self.k_sampling == "list") != bool(self.k_counts):
+            raise ValueError(f"k_counts must name the counts where k_sampling is 'list', and be empty elsewhere, got "
+                             f"{list(self.k_counts)} with {self.k_sampling!r}")
         object.__setattr__(self, "k_counts", tuple(self.k_counts))  # JSON has lists
         sampler = self.sampler()
         object.__setattr__(self, "k_min", sampler.k_min)

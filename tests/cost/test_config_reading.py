@@ -252,5 +252,5 @@ def test_what_is_missing_or_of_another_form_is_named(config, match):
 def test_what_the_encoder_sees_has_to_fit_it(name, arguments, match):
     with pytest.raises(ValueError, match=match):
         prefill_flops(KNOWN[name], 576, 64, 60, **arguments)
-    with pytest.raises(ValueError, match="must see crops of one size"):
+    with pytest.raises(ValueError, match="must see images in crops of one size"):
         str(KNOWN["qwen2-vl-7b"].tokens_per_crop)
