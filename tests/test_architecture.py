@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "doctor": {"ops", "training"},
     "integrations": {"budget", "checked", "ops", "selectors"},
     "demo": {"catalog", "models", "training", "evaluation", "selectors", "tasks"},
-    "study": {"checked", "demo", "models", "training", "evaluation", "tasks"},
+    "study": {"catalog", "checked", "demo", "models", "training", "evaluation", "tasks"},
     "cli": {"budget", "catalog", "checked", "compress", "cost", "demo", "doctor", "evaluation",
             "integrations", "selectors", "study",
             "tasks", "training"},

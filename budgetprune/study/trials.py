@@ -23,7 +23,8 @@ class Trial:
     """One training and its evaluation.
 
     variant: what its setting is called. config: the training, seed included. budgets: counts K that are measured.
-    samples: questions of each cell, the same in every trial. task: what is asked.
+    samples: questions of each cell, the same in every trial. task: what is asked. part: of a study of several, a folder
+    of its own.
     """
 
     variant: str
@@ -31,9 +32,10 @@ class Trial:
     budgets: tuple[int, ...]
     samples: int = 768
     task: str = "digits"
+    part: str = ""
 
     def folder(self, out: Path) -> Path:
-        return Path(out) / self.task / self.variant / f"seed{self.config.seed}"
+        return Path(out) / self.part / self.task / self.variant / f"seed{self.config.seed}"
 
     def records(self, out: Path) -> list[Record]:
         """What is measured so far of this trial's own cells."""
@@ -67,7 +69,7 @@ def _text(value) -> str:
 
 
 def trials_of(settings: dict[str, dict], config: TrainConfig, seeds: int, budgets: Sequence[int], *,
-              samples: int = 768, task: str = "digits") -> list[Trial]:
+              samples: int = 768, task: str = "digits", part: str = "") -> list[Trial]:
     """Every setting with every seed, the seeds of one setting apart, so that all settings are known early.
 
     ValueError: a setting that is none, before any has begun.
@@ -76,7 +78,7 @@ def trials_of(settings: dict[str, dict], config: TrainConfig, seeds: int, budget
     integer("samples", samples, 1)
     counts = tuple(integer("budgets", keep, 1) for keep in budgets)
     made = {name: with_setting(config, setting) for name, setting in settings.items()}
-    return [Trial(name, replace(one, seed=config.seed + seed), counts, samples, task)
+    return [Trial(name, replace(one, seed=config.seed + seed), counts, samples, task, part)
             for seed in range(seeds) for name, one in made.items()]
 
 
@@ -99,16 +101,18 @@ def run_trials(trials: Sequence[Trial], out, *, workers: int | None = None,
                tell: Callable[[int, int, str], None] | None = None) -> None:
     """Runs what is not measured yet, `workers` trials at a time, each with its share of the cores.
 
-    workers: default one for each core, or one where there is a GPU. tell: called with (done, total, last variant).
+    workers: default one for each core, or one where there is a GPU; 0: one trial after the other in this process, whose
+        errors are those of a trial. tell: called with (done, total, last variant).
     Interrupted (Ctrl-C), all save what they have; the same call goes on from there.
 
-    RuntimeError: a trial failed; its own error is part of the text. The others are saved.
+    ValueError: a trial's folder holds another training. RuntimeError: a trial failed; its own error is part of the
+    text. The others are saved.
     """
     import torch
 
     out, tell = Path(out), tell or (lambda done, total, name: None)
     cores = os.cpu_count() or 1
-    workers = integer("workers", workers or (1 if torch.cuda.is_available() else cores), 1)
+    workers = integer("workers", (1 if torch.cuda.is_available() else cores) if workers is None else workers)
     for trial in trials:
         if (written := trial.folder(out) / "pruner" / "train_config.json").is_file():
             if TrainConfig.read(written) != trial.config:
@@ -116,6 +120,11 @@ def run_trials(trials: Sequence[Trial], out, *, workers: int | None = None,
     waiting = [trial for trial in trials if len(trial.records(out)) < len(set(trial.budgets))]
     tell(len(trials) - len(waiting), len(trials), "")
     if not waiting:
+        return
+    if not workers:
+        for number, trial in enumerate(waiting, len(trials) - len(waiting) + 1):
+            run_trial(trial, out)
+            tell(number, len(trials), trial.variant)
         return
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
