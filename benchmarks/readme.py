@@ -18,6 +18,7 @@ from pathlib import Path
 import joint
 import methods
 import paper
+import paper_words
 from positions import positions_table
 from report import OURS, case_of, markdown, seconds_of
 from scaling import scaling_block
@@ -98,6 +99,7 @@ def render(text: str) -> str:
     text = fill(text, "methods table", methods.methods_table())
     text = fill(text, "scaling law", scaling_block())
     text = fill(text, "paper question", paper.question_block())
+    text = fill(text, "paper time", paper_words.time_block())
     return fill(text, "bench table", bench_table(json.loads(BENCH.read_text())))
 
 
@@ -111,9 +113,9 @@ def render_methods(text: str) -> str:
 
 
 def render_experiment(text: str) -> str:
-    text = fill(text, "paper ablations", paper.ablations_block())
-    text = fill(text, "paper question", paper.question_block())
-    return fill(text, "paper tasks", paper.tasks_block())
+    for name, block in (paper.BLOCKS | paper_words.BLOCKS).items():
+        text = fill(text, name, block())
+    return text
 
 
 def render_depth(text: str) -> str:
