@@ -63,7 +63,7 @@ def standing(cells) -> str:
     for kind, some in kinds.items():
         if some:
             most = max(some, key=lambda cell: abs(cell["value"]))
-            by = f", by up to {abs(most['value']):.3f}" if kind in ("ahead", "behind") else ""
+            by = f", by {'up to ' * (len(some) > 1)}{abs(most['value']):.3f}" if kind in ("ahead", "behind") else ""
             parts.append(f"{kind} at {at(cell['keep'] for cell in some)}{by}")
     return "; ".join(parts)
 

@@ -114,14 +114,14 @@ def test_every_block_of_the_page_can_be_made_of_it(run, monkeypatch):
 
 
 @pytest.mark.parametrize("cells, said", [
-    ([(4, 0.2, 0.1, 0.3), (8, 0.1, 0.0, 0.2)], "ahead at K = 4, by up to 0.200; not to be told from it at K = 8"),
+    ([(4, 0.2, 0.1, 0.3), (8, 0.1, 0.0, 0.2)], "ahead at K = 4, by 0.200; not to be told from it at K = 8"),
     ([(4, -0.2, -0.3, -0.1), (8, -0.25, -0.3, -0.2)], "behind at K = 4 and 8, by up to 0.250"),
     ([(4, 0.2, -0.1, 0.3)], "not to be told from it at K = 4")])
 def test_words_follow_the_intervals(cells, said):
     assert paper_words.standing([dict(zip(("keep", "value", "low", "high"), cell)) for cell in cells]) == said
 
 
-@pytest.mark.parametrize("half, said", [(0.1, "ahead at K = 4, by up to 0.200"),
+@pytest.mark.parametrize("half, said", [(0.1, "ahead at K = 4, by 0.200"),
                                         (0.2, "not to be told from it at K = 4"),
                                         (None, "not to be told from it at K = 4")])
 def test_one_training_is_no_evidence_and_an_interval_that_touches_zero_neither(half, said):
