@@ -1,6 +1,6 @@
 # make demo   train a pruner, measure it, leave runs/demo/report.html
 # make test   build everything, run all tests; those of the report page need a Chromium (Debian: apt-get install chromium)
-# make paper-small   the whole experiment in small: ablations over seeds, all methods on both tasks; about half an hour
+# make paper-small   the whole experiment in small: ablations over seeds, all methods on both tasks, compressors
 # make gpu-check   all that a GPU must show, under nine minutes; with PYTHON of your choice
 # The first two make .venv first. Nothing outside this folder is touched.
 PYTHON ?= python3

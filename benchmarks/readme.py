@@ -18,6 +18,7 @@ from pathlib import Path
 import joint
 import methods
 import paper
+import paper_words
 import promised
 from positions import positions_table
 from report import OURS, case_of, markdown, seconds_of
@@ -99,6 +100,7 @@ def render(text: str) -> str:
     text = fill(text, "methods table", methods.methods_table())
     text = fill(text, "scaling law", scaling_block())
     text = fill(text, "paper question", paper.question_block())
+    text = fill(text, "paper time", paper_words.time_block())
     return fill(text, "bench table", bench_table(json.loads(BENCH.read_text())))
 
 
@@ -112,9 +114,9 @@ def render_methods(text: str) -> str:
 
 
 def render_experiment(text: str) -> str:
-    text = fill(text, "paper ablations", paper.ablations_block())
-    text = fill(text, "paper question", paper.question_block())
-    return fill(text, "paper tasks", paper.tasks_block())
+    for name, block in (paper.BLOCKS | paper_words.BLOCKS).items():
+        text = fill(text, name, block())
+    return text
 
 
 def render_depth(text: str) -> str:

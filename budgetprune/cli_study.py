@@ -1,5 +1,6 @@
 """The commands `budgetprune ablate` and `budgetprune paper`: what the settings of training are worth, over seeds."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -63,21 +64,28 @@ def ablate(vary: Annotated[list[str], typer.Option(help="name=value,value of a s
 def paper(out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("runs/paper-small"),
           tasks: Annotated[str | None, typer.Option(help="Where all methods are compared; default: all with a model "
                                                     "of their own.")] = None,
+          methods: Annotated[str | None, typer.Option("--methods", "-m", help="Which; default: all.")] = None,
+          settings: Annotated[str | None, typer.Option(help="Ablations, with baseline; default: all.")] = None,
           seeds: Annotated[int, typer.Option(help="Trainings of each setting.")] = 5,
-          steps: Annotated[int, typer.Option(help="Optimiser steps of the ablations; twice as many elsewhere.")] = 150,
+          steps: Annotated[int, typer.Option(help="Optimiser steps of the ablations; two or three times as many "
+                                                  "elsewhere.")] = 150,
           samples: Annotated[int, typer.Option(help="Questions per cell.")] = 768,
-          workers: Annotated[int | None, typer.Option(help="Trainings at a time; default: one per core.")] = None):
+          workers: Annotated[int | None, typer.Option(help="Trainings at a time; default: one per core; 0: in this "
+                                                      "process.")] = None):
     """The whole experiment in small: ablations over seeds, the question's worth, all methods on every small task."""
     from .demo import small_tasks
-    from .study.paper import run_paper
+    from .study.paper import ABLATIONS, run_paper
 
     with progress("paper") as tell:
         def on_part(part, done, total, note):
             tell(done, f"{part} {note}".rstrip(), total)
 
-        page = run_paper(out, tasks=listed("tasks", tasks) if tasks else small_tasks(), seeds=seeds, steps=steps,
-                         samples=samples, workers=workers, tell=on_part)
-    console.print(f"results: {page}")
+        page = run_paper(out, tasks=listed("tasks", tasks) if tasks else small_tasks(),
+                         methods=listed("methods", methods) if methods else None,
+                         settings=listed("settings", settings) if settings else tuple(ABLATIONS), seeds=seeds,
+                         steps=steps, samples=samples, workers=workers, tell=on_part)
+    minutes = json.loads(page.read_text())["seconds"] / 60
+    console.print(f"results: {page}, after {minutes:.1f} minutes of work, interruptions left out", highlight=False)
 
 
 def _one(name: str, values: list):

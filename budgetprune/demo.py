@@ -1,6 +1,6 @@
 """The whole way once: train pruners for a LLaVA, measure them against the full model and all other methods, report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,11 +45,11 @@ def small_tasks() -> list[str]:
 
 
 def measure(out, pruners: dict[str, Path], *, task: str = FIRST, samples: int = 768, latency_batch: int = 32,
-            resume: bool = True, tell: Callable | None = None) -> Path:
-    """Evaluates all methods that select, the trained ones from their folders, and reports into `out`; returns the
-    report."""
+            methods: Sequence[str] | None = None, resume: bool = True, tell: Callable | None = None) -> Path:
+    """Evaluates the full model and `methods`, the trained ones from their folders, and reports into `out`; returns the
+    report. methods: None: all that select."""
     model, processor = load_base(task=task)
-    methods = sorted(available(), key=lambda name: (name != "none", name))
+    methods = sorted({"none", *(available() if methods is None else methods)}, key=lambda name: (name != "none", name))
     config = EvalConfig(methods, [*BUDGETS, None], pruners, samples=samples, latency_batch=latency_batch)
     evaluate(model.to(device()), processor, tasks.build(task), out, config, model_name=base_name(task), resume=resume,
              tell=tell)

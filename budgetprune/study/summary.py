@@ -59,10 +59,14 @@ def _measured(trials, out):
     return found
 
 
-def _cell(task, variant, keep, values, recalls):
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval around a mean, by Student's t; None of a single value."""
     from scipy.stats import t
 
     n = len(values)
-    half = float(t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else None
+    return float(t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else None
+
+
+def _cell(task, variant, keep, values, recalls):
     recall = None if any(r is None for r in recalls) else fmean(recalls)
-    return Cell(task, variant, keep, fmean(values), half, n, recall)
+    return Cell(task, variant, keep, fmean(values), half_width(values), len(values), recall)

@@ -24,7 +24,8 @@ class Trial:
     """One training and its evaluation.
 
     variant: what its setting is called. config: the training, seed included. budgets: counts K that are measured.
-    samples: questions of each cell, the same in every trial. task: what is asked.
+    samples: questions of each cell, the same in every trial. task: what is asked. part: of a study of several, a folder
+    of its own.
     """
 
     variant: str
@@ -32,9 +33,10 @@ class Trial:
     budgets: tuple[int, ...]
     samples: int = 768
     task: str = "digits"
+    part: str = ""
 
     def folder(self, out: Path) -> Path:
-        return Path(out) / self.task / self.variant / f"seed{self.config.seed}"
+        return Path(out) / self.part / self.task / self.variant / f"seed{self.config.seed}"
 
     def records(self, out: Path) -> list[Record]:
         """What is measured so far of this trial's own cells."""
@@ -81,7 +83,7 @@ def _text(value) -> str:
 
 
 def trials_of(settings: dict[str, dict], config: TrainConfig, seeds: int, budgets: Sequence[int], *,
-              samples: int = 768, task: str = "digits") -> list[Trial]:
+              samples: int = 768, task: str = "digits", part: str = "") -> list[Trial]:
     """Every setting with every seed, the seeds of one setting apart, so that all settings are known early.
 
     budgets: counts K that are measured; of a method that is made for one count, that one.
@@ -92,7 +94,7 @@ def trials_of(settings: dict[str, dict], config: TrainConfig, seeds: int, budget
     counts = tuple(integer("budgets", keep, 1) for keep in budgets)
     made = {name: with_setting(config, setting) for name, setting in settings.items()}
     measured = {name: (one.k_max,) if find(one.method).fixed_count else counts for name, one in made.items()}
-    return [Trial(name, replace(one, seed=config.seed + seed), measured[name], samples, task)
+    return [Trial(name, replace(one, seed=config.seed + seed), measured[name], samples, task, part)
             for seed in range(seeds) for name, one in made.items()]
 
 
@@ -115,16 +117,18 @@ def run_trials(trials: Sequence[Trial], out, *, workers: int | None = None,
                tell: Callable[[int, int, str], None] | None = None) -> None:
     """Runs what is not measured yet, `workers` trials at a time, each with its share of the cores.
 
-    workers: default one for each core, or one where there is a GPU. tell: called with (done, total, last variant).
+    workers: default one for each core, or one where there is a GPU; 0: one trial after the other in this process, whose
+        errors are those of a trial. tell: called with (done, total, last variant).
     Interrupted (Ctrl-C), all save what they have; the same call goes on from there.
 
-    RuntimeError: a trial failed; its own error is part of the text. The others are saved.
+    ValueError: a trial's folder holds another training, or a count is above the model's. RuntimeError: a trial failed;
+    its own error is part of the text. The others are saved.
     """
     import torch
 
     out, tell = Path(out), tell or (lambda done, total, name: None)
     cores = os.cpu_count() or 1
-    workers = integer("workers", workers or (1 if torch.cuda.is_available() else cores), 1)
+    workers = integer("workers", (1 if torch.cuda.is_available() else cores) if workers is None else workers)
     for trial in trials:
         if (written := trial.folder(out) / "pruner" / "train_config.json").is_file():
             if TrainConfig.read(written) != trial.config:
@@ -132,6 +136,12 @@ def run_trials(trials: Sequence[Trial], out, *, workers: int | None = None,
     waiting = [trial for trial in trials if len(trial.records(out)) < len(set(trial.budgets))]
     tell(len(trials) - len(waiting), len(trials), "")
     if not waiting:
+        return
+    _refuse_more_than_there_is(waiting)
+    if not workers:
+        for number, trial in enumerate(waiting, len(trials) - len(waiting) + 1):
+            run_trial(trial, out)
+            tell(number, len(trials), trial.variant)
         return
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -163,6 +173,19 @@ def run_trials(trials: Sequence[Trial], out, *, workers: int | None = None,
         todo.cancel_join_thread()  # what nobody will read must not hold up the end
         for process in team:
             process.join()
+
+
+def _refuse_more_than_there_is(trials):
+    """ValueError: a count above the image tokens of a task's model, which a trial would find after its training."""
+    from ..demo import model_for
+    from ..models.base import family_of
+
+    for task in dict.fromkeys(trial.task for trial in trials):
+        model, _ = model_for(task, None)
+        tokens = family_of(model).features(model)[1]
+        most = max(max(trial.budgets) for trial in trials if trial.task == task)
+        if most > tokens:
+            raise ValueError(f"budgets must be in [1, N={tokens}] of the {task} model, got {most}")
 
 
 def _work(todo, done, out, threads):

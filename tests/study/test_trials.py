@@ -60,9 +60,15 @@ def test_a_folder_of_another_setting_is_refused(tmp_path):
 
 
 def test_a_trial_that_fails_says_why(tmp_path):
-    trial = Trial("baseline", TINY, (999,), samples=6)
-    with pytest.raises(RuntimeError, match=r"(?s)trial baseline failed:.*budgets must be in \[1, N=64\], got 999"):
+    trial = Trial("baseline", replace(TINY, k_max=65), (4,), samples=6)
+    with pytest.raises(RuntimeError, match="(?s)trial baseline failed:.*k_max must be at most N=64"):
         run_trials([trial], tmp_path, workers=1)
+
+
+def test_a_count_above_the_models_is_refused_before_a_training(tmp_path):
+    with pytest.raises(ValueError, match=r"budgets must be in \[1, N=64\] of the digits model, got 999"):
+        run_trials([Trial("baseline", TINY, (4, 999), samples=6)], tmp_path, workers=1)
+    assert not list(tmp_path.rglob("pruner"))
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
