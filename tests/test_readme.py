@@ -81,6 +81,14 @@ def test_shell_blocks_run(monkeypatch, tmp_path, capfd):
     assert ran >= 6 and (tmp_path / "runs/eval/report.html").is_file()
 
 
+def test_every_public_name_stands_in_the_table_of_names():
+    import budgetprune
+
+    table = README.read_text().split("| `budgetprune.` | |")[1].split("Every docstring")[0]
+    first = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    assert sorted(re.findall(r"`(\w+)`", first)) == sorted(budgetprune.__all__)
+
+
 def test_make_knows_the_targets_that_readme_names():
     targets = re.findall(r"\bmake ([a-z-]+)", README.read_text())
     assert {"demo", "test", "bench"} <= set(targets)
