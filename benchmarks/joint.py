@@ -124,7 +124,8 @@ def title(rows: list[dict]) -> str:
 
 def block() -> str:
     """The committed results as docs/depth.md shows them."""
-    rows = [json.loads(line) for line in COMMITTED.read_text().splitlines()]
+    full, *rows = [json.loads(line) for line in COMMITTED.read_text().splitlines()]
+    rows = [full, *sorted(rows, key=lambda row: row["share"])]
     lines = ["| " + " | ".join(HEADS) + " |", "|--:|---|" + "--:|" * (len(HEADS) - 2)]
     lines += ["| " + " | ".join(row) + " |" for row in cells(rows)]
     return "\n".join(lines) + (f"\n\n{title(rows)}. `python benchmarks/joint.py`, {rows[0]['device']}, torch "
@@ -132,7 +133,8 @@ def block() -> str:
 
 
 def table(rows: list[dict]) -> Table:
-    shown = Table(*(Column(name, no_wrap=True) for name in HEADS), title=title(rows))
+    shown = Table(*(Column(name, no_wrap=True) for name in HEADS), title=title(rows),
+                  padding=0)  # fits 80 columns
     for row in cells(rows):
         shown.add_row(*row)
     return shown
