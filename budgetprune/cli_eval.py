@@ -49,6 +49,8 @@ def entries(task: str | None, tasks: str | None, options: list[str], pruners: li
                          if place == entry.label or (place == entry.name and name not in own)]
     for text in pruners:
         place, sign, folder = text.partition("=")
+        if not (folder if sign else text):
+            raise ValueError(f"pruner must be FOLDER, TASK=FOLDER or LABEL=FOLDER, got {text!r}")
         known = sign and any(place in (entry.label, entry.name) for entry in found)
         for entry in _of(found, place, "pruner", text) if known else found:
             entry.pruners.append(Path(folder if known else text))

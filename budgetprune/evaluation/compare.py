@@ -50,6 +50,9 @@ class Comparison:
                 "examples": [asdict(example) for example in self.examples]}
 
 
+NOTHING = {"task": None, "method": None, "keep": None}
+
+
 def compare(run_a, run_b=None, *, a: str | None = None, b: str | None = None, task: str | None = None,
             method: str | None = None, keep: str | None = None,
             examples: int = 5) -> tuple[list[Comparison], list[str]]:
@@ -64,6 +67,12 @@ def compare(run_a, run_b=None, *, a: str | None = None, b: str | None = None, ta
     """
     runs = [_records(run_a)]
     runs.append(runs[0] if run_b is None else _records(run_b))
+    everything = [r for records in runs for r in records]
+    for name, text, of in (("task", task, lambda r: r.task), ("method", method, lambda r: r.method),
+                           ("keep", keep, lambda r: _budget(r) + _depth(r))):
+        if text is not None and not any(_wanted(r, **(NOTHING | {name: text})) for r in everything):
+            raise ValueError(f"{name} must be one that the runs have, {', '.join(dict.fromkeys(map(of, everything)))}; "
+                             f"got {text!r}")
     kept = [[r for r in records if _wanted(r, task, None, None)] for records in runs]
     if a is None and b is None and run_b is not None:
         pairs, notes = _shared(*([r for r in side if _wanted(r, None, method, keep)] for side in kept))

@@ -137,6 +137,9 @@ def test_what_cannot_be_named_is_refused(run, tmp_path):
     record.append(tmp_path / "bare" / "records.jsonl", cell("random", 8, 5, samples=6))
     refused(tmp_path / "bare", "answers.jsonl must hold the answers of none@64, digits, got none")
     refused(run, "a and b must be different cells", a="none", b="none")
+    refused(run, "task must be one that the runs have, digits; got 'nosuch'", task="nosuch")
+    refused(run, "method must be one that the runs have, none, random, learnt; got 'nosuch'", method="nosuch")
+    refused(run, "keep must be one that the runs have, 64, 8, 0.125; got 'nan'", keep="nan")
 
 
 def test_the_command_shows_a_table_and_writes_json_and_a_page(run, words, tmp_path):

@@ -77,6 +77,8 @@ def test_options_and_pruners_go_to_the_tasks_that_they_name():
     (("--tasks", "digits,digits@again", "-m", "uniform", "-k", "8", "--samples", "1"),
      "tasks must be different questions, got digits, digits"),
     (("--tasks", "digits", "--task", "digits"), "one of task and tasks must be given, got 'digits' and 'digits'"),
+    (("--pruner", ""), "pruner must be FOLDER, TASK=FOLDER or LABEL=FOLDER, got ''"),
+    (("--pruner", "digits="), "pruner must be FOLDER, TASK=FOLDER or LABEL=FOLDER, got 'digits='"),
     (("--tasks", ""), "tasks must name at least one, got ''"),
     (("--tasks", "digits,chess", "-m", "uniform"), "task must be one of digits"),
 ])
