@@ -71,8 +71,8 @@ def test_shell_blocks_run(monkeypatch, tmp_path, capfd):
         if arguments[1] == "compare":  # two runs of one's own
             for name in arguments[2:]:
                 shutil.copytree("runs/eval", name)
-        in_process = ["--workers", "0"] if "--data" in arguments else []
-        monkeypatch.setattr(sys, "argv", arguments + SMALLER.get(arguments[1], []) + in_process)
+        small = ["--workers", "0", "--k-max", "64"] if "--data" in arguments else []  # the model here has no more
+        monkeypatch.setattr(sys, "argv", arguments + SMALLER.get(arguments[1], []) + small)
         try:
             main()
         except SystemExit as leave:

@@ -81,5 +81,5 @@ def test_this_machine_has_rates_and_is_asked_as_others_are():
     assert found.dtype == "float32" and found.bytes_per_value == 4 and "measured with torch" in found.source
     assert 1e6 < found.flops_per_s < 1e15 and 1e6 < found.bytes_per_s < 1e13
     assert device_of("h100").name.startswith("H100 SXM")
-    with pytest.raises(ValueError, match="device must be one of v100-pcie, .*, h200, l40, got 'abacus'"):
+    with pytest.raises(ValueError, match="hardware must be this or one of v100-pcie, .*, h200, l40, got 'abacus'"):
         device_of("abacus")

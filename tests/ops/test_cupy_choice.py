@@ -65,7 +65,7 @@ def test_without_cupy_the_reference_serves(on_cuda):
 
 
 def test_cupy_asked_for_and_not_there_says_what_to_install(on_cuda):
-    with pytest.raises(RuntimeError, match=r"CuPy is not installed: pip install 'budgetprune\[cuda\]'"):
+    with pytest.raises(RuntimeError, match=r"CuPy is not installed: pip install --no-build-isolation '.\[cuda\]'"):
         on_cuda("cupy", "cupy", "CuPy is not installed")(SCORES, None, 2)
 
 
