@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 MARK = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -139,8 +139,12 @@ def open_image(image, folder: Path | None) -> Image.Image:
         image = Path(folder or ".", image)
         if not image.is_file():
             raise BadSample(f"no image {image}")
+    # lmms-eval and others set it for the whole process, and then half an image is trained on without a word.
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         source = io.BytesIO(image) if isinstance(image, bytes) else image
         return (source if isinstance(source, Image.Image) else Image.open(source)).convert("RGB")
     except Exception as error:  # of all kinds, by what is broken in which format
         raise BadSample(f"image {image if isinstance(image, Path) else ''} cannot be read: {error}") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient

@@ -194,6 +194,8 @@ def crops_of_any_image(name, folder):
 @pytest.mark.parametrize("method, keep", [("visionzip", 4), ("fastv", 0.25)])
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
 def test_the_other_models_of_llava_hf_are_pruned_too(questions, task, tmp_path, name, method, keep):
+    if name == "llava_onevision":
+        pytest.importorskip("torchvision", reason="LLaVA-OneVision's processor needs torchvision")
     crops_of_any_image(name, tmp_path)
     pruned = PrunedLlavaHfChat(pretrained=str(tmp_path), device="cpu", dtype="float32", method=method, keep=keep)
     model, pruning, processor, said = pruned.model, pruned.pruning, pruned._image_processor, []  # all gone behind it
