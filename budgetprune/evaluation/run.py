@@ -210,18 +210,19 @@ def entered(model: nn.Module, cell: Cell, config: EvalConfig) -> Iterator:
 def adapted(model: nn.Module, folder) -> Iterator[nn.Module]:
     """`model`, pruned as in `folder`, with what was trained of its own weights; afterwards its own modules again."""
     own, trained = dict(model.named_modules()), {name: p.requires_grad for name, p in model.named_parameters()}
-    adapter = load_adapter(model, folder)
+    adapter = model
     try:
+        adapter = load_adapter(model, folder)
         yield adapter
     finally:
         if adapter is not model:
             adapter.unload()
-            for name, module in own.items():  # in whose place peft leaves the trained copy, hooks of ours on it
-                parent, _, last = name.rpartition(".")
-                if name and getattr(model.get_submodule(parent), last) is not module:
-                    setattr(model.get_submodule(parent), last, module)
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(trained[name])
+        for name, module in own.items():  # in whose place peft leaves the trained copy, hooks of ours on it
+            parent, _, last = name.rpartition(".")
+            if name and getattr(model.get_submodule(parent), last) is not module:
+                setattr(model.get_submodule(parent), last, module)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
 
 
 @torch.no_grad()

@@ -170,6 +170,22 @@ def test_evaluation_gives_every_cell_its_own_weights_and_the_model_back(data, wh
     assert not torch.allclose(start, trained[1], atol=1e-6), "LoRA and projector make no difference"
 
 
+def test_an_adapter_of_another_model_leaves_the_model_as_it_was(whole, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(whole["lora"][3], tmp_path / "wrong")
+    path = folder / "adapter_model.safetensors"
+    save_file({name: value.repeat(2, 1) if "lora_B" in name else value for name, value in load_file(path).items()},
+              path, {"format": "pt"})
+    model, processor = load(torch.float32)
+    inputs = prepare(processor, tasks.build("digits").samples("test", 2, 0), model)
+    own, before = dict(model.named_modules()), model(**inputs).logits
+    config = EvalConfig(("adaptive",), (4,), pruners={"adaptive": folder})
+    with pytest.raises(RuntimeError, match="size mismatch"), entered(model, cells_of(config, 64, model)[0], config):
+        pass
+    assert dict(model.named_modules()) == own and torch.equal(model(**inputs).logits, before)
+
+
 def test_a_finished_run_loads_all_that_it_trained(data, whole):
     for case in ("lora", "question"):
         *_, folder = whole[case]
