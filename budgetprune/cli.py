@@ -78,7 +78,7 @@ def doctor():
 
 # {command: its lists that may be written with spaces}; `cost` has a model's name behind its own, which is no number.
 LISTS = {"eval": ("--budgets", "-k", "--methods", "-m", "--tasks", "--layers"), "ablate": ("--budgets", "-k"),
-         "paper": ("--tasks",), "cost": ("--keep",)}
+         "paper": ("--tasks", "--methods", "-m", "--settings"), "cost": ("--keep", "-k")}
 
 
 def joined(arguments: list[str]) -> list[str]:
